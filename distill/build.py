@@ -1,0 +1,33 @@
+"""Build what a recipe describes, without weights, and count: parameters, stages, updates, evaluations."""
+
+import torch
+
+from . import assemble, teachers
+from .method import Built, Method
+from .recipe import Recipe
+
+
+def describe(recipe: Recipe) -> list[str]:
+    """Lines for people."""
+    method = assemble.method(recipe)
+    teacher = teachers.load(recipe.teacher)
+    video = recipe.video
+    shape = teacher.latent_shape(video.frames, video.height, video.width)
+    lines = [f"latents   {' x '.join(map(str, shape))} (channels, frames, height, width)"]
+    for name, count in parameters(method, teacher).items():
+        kind = type(method.networks[name]).__name__
+        lines.append(f"network   {name}: {kind}, {count / 1e6:.4g} M parameters")
+    for i, counts in enumerate(assemble.updates(method, stage) for stage in assemble.stages(method, recipe)):
+        said = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        lines.append(f"stage {i + 1:3} {said} updates")
+    return [*lines, f"sampling  {len(method.grid()) - 1} evaluations per clip"]
+
+
+def parameters(method: Method, teacher) -> dict[str, int]:
+    """Network -> its number of parameters."""
+    with torch.device("meta"):
+        own = {
+            n: getattr(method, f"build_{n}")(teacher) for n, kind in method.networks.items() if isinstance(kind, Built)
+        }
+    whole = teacher.network(device="meta")
+    return {n: sum(p.numel() for p in own.get(n, whole).parameters()) for n in method.networks}

@@ -1,0 +1,223 @@
+"""The command line. Every command is a few lines; torch is imported inside those that need it."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import launch, registry
+from . import recipe as recipes
+from .errors import Stopped, UserError, user_line
+
+app = typer.Typer(
+    name="distill",
+    help="Distil video diffusion models into students of a few steps.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+)
+teachers_app = typer.Typer(help="Teacher families; `train` makes the embedded teacher anew.", no_args_is_help=False)
+methods_app = typer.Typer(help="Distillation methods that are installed.")
+app.add_typer(methods_app, name="methods", invoke_without_command=True)
+app.add_typer(teachers_app, name="teachers", invoke_without_command=True)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.", show_default=False)]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)]
+Overrides = Annotated[
+    list[str], typer.Argument(metavar="[KEY=VALUE]...", help="As in optim.student.lr=1e-6.", show_default=False)
+]
+
+
+@app.command()
+def run(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE|RUN", help="A YAML file, or the folder of a run to go on with.")
+    ],
+    overrides: Overrides = [],  # noqa: B006, typer reads it
+    processes: Annotated[int, typer.Option(min=1, help="On this machine, one per GPU.")] = 1,
+) -> None:
+    """Train a recipe, or go on with a run where it stopped."""
+    checked = _recipe(recipe, overrides)
+    if processes > 1:
+        sys.exit(launch.launch(processes, ["run", str(recipe), *overrides]))
+    from . import trainer
+
+    folder = trainer.run(checked)
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"page: {folder / 'index.html'}")
+
+
+@app.command()
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006
+    build: Annotated[
+        bool, typer.Option("--build", help="Also build the networks, without weights, and count.")
+    ] = False,
+) -> None:
+    """Check a recipe without running it."""
+    checked = _recipe(recipe, overrides)
+    for line in _summary(checked):
+        typer.echo(line)
+    if build:
+        from . import build as builder
+
+        for line in builder.describe(checked):
+            typer.echo(line)
+    typer.echo(f"{recipe}: no faults")
+
+
+@methods_app.callback()
+def methods(context: typer.Context) -> None:
+    """List the installed methods."""
+    if context.invoked_subcommand is None:
+        for entry in registry.methods().values():
+            typer.echo(f"{entry.name:12} {entry.package} {entry.version:8} {registry.describe(entry.name).description}")
+
+
+@methods_app.command("describe")
+def describe_method(name: str) -> None:
+    """Show a method's options and networks."""
+    found = registry.describe(name)
+    typer.echo(f"{registry.method(name)}\n{found.description}\n\nnetworks")
+    for network, kind in found.networks.items():
+        typer.echo(f"  {network}: {kind}")
+    typer.echo("\noptions")
+    for option, field in found.options.model_fields.items():
+        default = "" if field.is_required() else f" = {field.default!r}"
+        typer.echo(f"  {option}: {found.hints[option]}{default}")
+        if field.description:
+            typer.echo(f"      {field.description}")
+
+
+@teachers_app.callback()
+def teachers(context: typer.Context) -> None:
+    """List the installed teacher families."""
+    if context.invoked_subcommand is None:
+        for entry in registry.teachers().values():
+            typer.echo(f"{entry.name:12} {entry.package} {entry.version:8} {entry.value}")
+
+
+@teachers_app.command("train")
+def train_teacher(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006
+    output: Annotated[Path, typer.Option(help="The folder to train in.")] = Path("runs/teacher"),
+) -> None:
+    """Train the embedded teacher anew."""
+    from .embedded import train
+
+    train.train(recipes.load(recipe, overrides, model=train.TeacherRecipe), output)
+
+
+@app.command()
+def sample(
+    source: Annotated[str, typer.Argument(help="A run, a pipeline's folder, or `embedded`.", show_default=False)],
+    prompt: Annotated[list[str], typer.Option(help="Repeat it for several clips.")] = [],  # noqa: B006
+    prompts: Annotated[Path | None, typer.Option(help="A file, one prompt per line.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Default: the student's own.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    guidance: Annotated[
+        float | None, typer.Option(help="1 is off; default: 1 for a student.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder for the clips.")] = Path("samples"),
+    latents: Annotated[bool, typer.Option("--latents", help="Also write the latents, as safetensors.")] = False,
+) -> None:
+    """Make clips with a student or a teacher."""
+    if not prompt and prompts is None:
+        raise UserError("nothing to sample: give --prompt TEXT or --prompts FILE")
+    from . import sample as sampling
+    from .data.prompts import read
+
+    texts = [*prompt, *(read(prompts) if prompts else [])]
+    made = sampling.sample(source, texts, steps=steps, seed=seed, guidance=guidance, out=out, latents=latents)
+    for path in made:
+        typer.echo(path)
+
+
+@app.command()
+def export(
+    run: RunPath,
+    folder: Annotated[Path | None, typer.Argument(help="Default: RUN/student.", show_default=False)] = None,
+    update: Annotated[
+        int | None, typer.Option(min=1, help="Default: the newest checkpoint.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a run's student as a diffusers pipeline, reload it and compare."""
+    from . import export as exporting
+
+    typer.echo(exporting.export(run, folder or run / "student", update))
+
+
+@app.command()
+def report(run: RunPath) -> None:
+    """Write a run's page anew."""
+    from . import report as reporting
+
+    typer.echo(reporting.write(run))
+
+
+@app.command()
+def watch(run: RunPath) -> None:
+    """Follow a run that another terminal, or machine, is working on."""
+    from . import watch as watching
+
+    watching.watch(run)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipes, for editors."""
+    typer.echo(json.dumps(recipes.schema(), indent=2))
+
+
+def main() -> None:
+    """Run the command line: a user's mistake is one line and exit code 2; DISTILL_TRACEBACK=1 shows its origin."""
+    try:
+        app()
+    except Stopped as stop:
+        _leave(str(stop), stop.code)
+    except Exception as error:
+        line = user_line(error)
+        if line is None or os.environ.get("DISTILL_TRACEBACK"):
+            raise
+        _leave(line, 2)
+
+
+def _leave(message: str, code: int) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(message, err=True)
+    sys.exit(code)
+
+
+def _recipe(path: Path, overrides: list[str]) -> recipes.Recipe:
+    """A recipe from its file, or from the folder of its run."""
+    if path.is_dir():
+        if not (path / "recipe.yaml").is_file():
+            raise UserError(f"{path} holds no recipe.yaml: it is not the folder of a run")
+        path, overrides = path / "recipe.yaml", [f"output={json.dumps(str(path))}", *overrides]
+    checked = recipes.load(path, overrides)
+    recipes.check_output(checked.output)
+    return checked
+
+
+def _summary(recipe: recipes.Recipe) -> list[str]:
+    video, train = recipe.video, recipe.train
+    return [
+        f"teacher   {recipe.teacher.family} {recipe.teacher.path}",
+        f"video     {video.frames} frames of {video.height} x {video.width} pixels, {video.fps} fps",
+        f"method    {recipe.method.name}: {_changed(recipe.method)}",
+        *(f"optim     {name}: lr {o.lr:g}, {o.schedule}" for name, o in recipe.optim.items()),
+        f"train     {train.batch_size} samples per update, {train.micro_batch_size} at a time, {train.precision}",
+        f"output    {recipe.output}",
+    ]
+
+
+def _changed(method: recipes.MethodSpec) -> str:
+    """The options that differ from the constructor's defaults."""
+    defaults = {name: field.default for name, field in registry.options(method.name).model_fields.items()}
+    said = [f"{name} {value}" for name, value in method.options.items() if value != defaults[name]]
+    return ", ".join(said) or "all defaults"

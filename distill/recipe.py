@@ -1,0 +1,231 @@
+"""A run, written down: YAML -> checked, typed options. Every fault is found at once and says file:line:column.
+
+A recipe may extend others (`extends: base.yaml`) and be changed from the command line (`optim.student.lr=1e-6`).
+Relative paths start from the file that wrote them, `output` from the working directory.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+from pydantic import Discriminator, Field, Tag
+
+from . import faults, registry, yaml_source
+from .errors import UserError
+from .faults import Relative
+from .options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+Text = Annotated[str, Field(min_length=1)]
+File = Annotated[Path, Relative.TO_RECIPE]
+Prompts = Annotated[
+    Annotated[list[Text], Field(min_length=1), Tag("list")] | Annotated[File, Tag("file")],
+    Discriminator(lambda value: "list" if isinstance(value, list) else "file"),
+]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Tracker = Literal["tensorboard", "wandb", "trackio", "swanlab", "mlflow", "aim", "comet_ml", "clearml"]
+Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"]
+
+
+class RecipeError(UserError):
+    """Every fault of a recipe, one per line."""
+
+    def __init__(self, found: Sequence[yaml_source.Fault]):
+        super().__init__("\n".join(map(str, sorted(found))))
+
+
+class Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class TeacherSpec(Section):
+    family: Text
+    path: Annotated[Text, Relative.TEACHER]
+    """`embedded`, a folder in diffusers layout, or a hub id."""
+    revision: Text | None = None
+    """Of the hub repository."""
+    max_sequence_length: PositiveInt | None = None
+    """Text tokens; null: what the tokenizer allows, at most 512."""
+
+
+class Video(Section):
+    frames: PositiveInt
+    height: PositiveInt
+    """Pixels."""
+    width: PositiveInt
+    """Pixels."""
+    fps: PositiveInt
+
+
+class Data(Section):
+    prompts: File
+    """A text file, one prompt per line."""
+    negative_prompt: str | None = None
+    """null: the teacher family's own."""
+
+
+class MethodSpec(Section):
+    """`name` is that of an installed method or package.module:Class; the other keys are its options."""
+
+    name: Text
+    options: dict[str, Any] = {}
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _gather(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or isinstance(data.get("options"), dict):
+            return data
+        named = {"name": data["name"]} if "name" in data else {}
+        return named | {"options": {key: value for key, value in data.items() if key != "name"}}
+
+    @pydantic.model_serializer
+    def _flat(self) -> dict[str, Any]:
+        return {"name": self.name} | self.options
+
+
+class Optimizer(Section):
+    """AdamW for one trained network, fresh in every stage."""
+
+    lr: Annotated[float, Field(gt=0, lt=1)]
+    weight_decay: NonNegativeFloat = 0.01
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    clip: PositiveFloat = 1.0
+    """Largest gradient norm."""
+    schedule: Schedule = "constant"
+    warmup: NonNegativeInt = 0
+    """Updates."""
+
+
+class Train(Section):
+    seed: NonNegativeInt = 0
+    batch_size: PositiveInt
+    """Samples per update, over all processes."""
+    micro_batch_size: PositiveInt = 1
+    """Samples of one forward pass."""
+    steps: PositiveInt | None = None
+    """For methods without stages of their own."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the networks' evaluations; trained weights are kept in float32."""
+    activation_checkpointing: bool = False
+    """Compute activations twice instead of keeping them."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the student's moving average, which validation and export use when it is set."""
+
+
+class Checkpoint(Section):
+    every: PositiveInt = 100
+    """Updates."""
+    keep: PositiveInt = 2
+
+
+class Clips(Section):
+    prompts: Prompts
+    seed: NonNegativeInt
+    teacher_steps: Annotated[list[PositiveInt], Field(min_length=1)] = [6, 48]
+    """The teacher's clips beside the student's, from the same noise."""
+    guidance: PositiveFloat = 5.0
+    """The teacher's."""
+
+
+class Validation(Clips):
+    """Clips during training."""
+
+    every: PositiveInt = 100
+    """Updates."""
+    seed: NonNegativeInt = 1000
+
+
+class Evaluation(Clips):
+    """The student against its teacher, at the end of the run."""
+
+    samples: PositiveInt = 128
+    seed: NonNegativeInt = 2000
+    batch_size: PositiveInt = 16
+    world: bool = False
+    """Measure the attributes that captions of the embedded teacher's world name."""
+
+
+class Log(Section):
+    every: PositiveInt = 1
+    """Updates."""
+    trackers: list[Tracker] = []
+    """Beside log.jsonl, through accelerate."""
+
+
+class Recipe(Section):
+    teacher: TeacherSpec
+    video: Video
+    data: Data
+    method: MethodSpec
+    optim: Annotated[dict[str, Optimizer], Field(min_length=1)]
+    """One optimizer per trained network."""
+    train: Train
+    checkpoint: Checkpoint = Checkpoint()
+    validation: Validation | None = None
+    evaluation: Evaluation | None = None
+    log: Log = Log()
+    output: Annotated[Path, Relative.TO_HERE]
+    """The run's folder."""
+
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), model: type[Model] = Recipe) -> Model:
+    """Read and check a recipe; RecipeError with all of its faults."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is a folder, not a recipe" if path.is_dir() else yaml_source.missing(path))
+    source = yaml_source.read(path, overrides)
+    recipe, options = (None, {}) if source.torn else faults.check(source, model)
+    if source.faults:
+        raise RecipeError(source.faults)
+    if options:
+        recipe = recipe.model_copy(update={"method": MethodSpec(name=recipe.method.name, options=options)})
+    return recipe
+
+
+def save(recipe: pydantic.BaseModel, path: Path) -> None:
+    """Write the resolved recipe: every option, absolute paths; `load` reads it back."""
+    path.write_text(yaml_source.dump(recipe.model_dump(mode="json")), "utf-8")
+
+
+def flatten(recipe: pydantic.BaseModel) -> dict[str, Any]:
+    """Dotted key -> value, for comparing two recipes."""
+    return dict(_leaves("", recipe.model_dump(mode="json")))
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema for editors, with the options of every installed method."""
+    made = Recipe.model_json_schema()
+    made["required"] = []  # a recipe that extends another need not repeat its sections
+    made["properties"]["extends"] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    made["$defs"]["MethodSpec"] = {"anyOf": [_method_schema(name) for name in registry.methods()]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+
+
+def _method_schema(name: str) -> dict[str, Any]:
+    made = registry.options(name).model_json_schema()
+    made["properties"] = {"name": {"const": name}} | made.get("properties", {})
+    return made
+
+
+def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _leaves(f"{prefix}.{key}" if prefix else key, inner)
+    else:
+        yield prefix, value
+
+
+def check_output(folder: Path) -> None:
+    """UserError unless the run's folder exists or can be made, and written to."""
+    nearest = next(p for p in (folder, *folder.parents) if p.exists())
+    if not nearest.is_dir():
+        raise UserError(f"output: {folder} cannot be made, {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"output: {folder} cannot be written, no permission in {nearest}; set output=FOLDER")

@@ -1,0 +1,128 @@
+"""Who may import whom (DESIGN), and that the quick commands stay quick: none of them imports torch."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = sorted((ROOT / "distill").rglob("*.py"))
+METHODS = sorted((ROOT / "methods").glob("*.py"))
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "numpy")
+
+WITHOUT_TORCH = (
+    "recipe",
+    "faults",
+    "yaml_source",
+    "registry",
+    "signature",
+    "options",
+    "errors",
+    "track",
+    "watch",
+    "cli",
+)
+ONLY_TORCH = ("flow", "samplers", "method", "batch", "networks")
+
+
+def imports(path: Path, *, top_level: bool = False) -> set[str]:
+    """Absolute names of the modules that a file imports, anywhere or when it is loaded."""
+    tree = ast.parse(path.read_text("utf-8"))
+    nodes = tree.body if top_level else ast.walk(tree)
+    package = ".".join(path.relative_to(ROOT).with_suffix("").parts[:-1])
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*parents, *([node.module] if node.module else [])])
+            found |= {module} if node.level == 0 else {f"{module}.{alias.name}" for alias in node.names} | {module}
+    return found
+
+
+def tops(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def ids(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+@pytest.mark.parametrize("path", CORE, ids=ids(CORE))
+def test_the_core_knows_no_method(path):
+    assert not tops(imports(path)) & {"distill_methods", "methods"}
+
+
+@pytest.mark.parametrize("path", METHODS, ids=ids(METHODS))
+def test_a_method_imports_mathematics_only(path):
+    allowed = {"torch", "einops", "distill", "distill_methods", *sys.stdlib_module_names} - {"logging", "os", "pathlib"}
+    found = imports(path)
+    assert tops(found) <= allowed
+    assert not {name for name in found if name.startswith("torch.distributed")}
+    outside = (
+        "distill.engine",
+        "distill.trainer",
+        "distill.checkpoint",
+        "distill.recipe",
+        "distill.teachers",
+        "distill.cli",
+    )
+    assert not {name for name in found if name.startswith(outside)}
+
+
+@pytest.mark.parametrize("path", CORE, ids=ids(CORE))
+def test_libraries_have_one_owner(path):
+    name = path.relative_to(ROOT / "distill").with_suffix("").as_posix()
+    found = tops(imports(path))
+    if name not in ("engine", "track"):  # track: other trackers are accelerate's
+        assert not found & {"accelerate", "deepspeed"}
+    if not name.startswith(("teachers/", "embedded/")) and name not in ("engine", "export", "sample"):
+        assert not found & {"diffusers", "transformers", "peft"}
+    if name != "yaml_source":
+        assert "yaml" not in found
+
+
+@pytest.mark.parametrize("name", ONLY_TORCH)
+def test_the_interface_needs_torch_only(name):
+    third = tops(imports(ROOT / "distill" / f"{name}.py")) - set(sys.stdlib_module_names) - {"distill"}
+    assert third <= {"torch"}
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_recipes_and_commands_are_read_without_torch(name):
+    code = f"import sys, distill.{name}; print(sorted(set(sys.modules) & {set(HEAVY)}))"
+    assert python("-c", code).strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["--help"],
+        ["check", "recipes/tiny_gpd.yaml"],
+        ["methods"],
+        ["methods", "describe", "gpd"],
+        ["teachers"],
+        ["schema"],
+    ],
+)
+def test_quick_commands_import_nothing_heavy(command, record_property):
+    code = (
+        "import sys, distill.cli\n"
+        "try: distill.cli.main()\n"
+        f"finally: print(sorted(set(sys.modules) & {set(HEAVY)}), file=sys.stderr)"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - started
+    record_property("seconds", seconds)
+    print(f"distill {' '.join(command)}: {seconds:.2f} s")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def python(*arguments: str) -> str:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
