@@ -1,0 +1,98 @@
+"""Prompts: files of them, and their encodings, kept on disk so that the text encoder is needed once."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..batch import Condition
+from ..errors import UserError
+from ..teachers.base import Teacher
+
+ENCODED_AT_ONCE = 32
+
+
+def read(path: str | Path) -> list[str]:
+    """The prompts of a UTF-8 text file, one per line; empty lines do not count."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save the prompts as UTF-8 text") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot read prompts ({error.strerror})") from error
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise UserError(f"{path}: no prompts; expected one per line")
+    return prompts
+
+
+def listed(prompts: Sequence[str] | Path) -> list[str]:
+    """The prompts that a recipe lists, or names the file of."""
+    return read(prompts) if isinstance(prompts, Path) else list(prompts)
+
+
+def default_cache() -> Path:
+    """$DISTILL_CACHE, or distill's folder in the user's cache."""
+    return Path(os.environ.get("DISTILL_CACHE") or Path.home() / ".cache" / "distill")
+
+
+class Embeddings:
+    """A teacher's encodings of prompts, in one file each, named by teacher, text length and prompt."""
+
+    def __init__(self, teacher: Teacher, folder: Path | None = None):
+        self.teacher = teacher
+        self.folder = (folder or default_cache()) / "embeddings" / teacher.fingerprint
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Encode what is not there yet; afterwards `get` needs no text encoder."""
+        missing = [p for p in dict.fromkeys(prompts) if not self._file(p).is_file()]
+        for start in range(0, len(missing), ENCODED_AT_ONCE):
+            some = missing[start : start + ENCODED_AT_ONCE]
+            cond = self.teacher.encode(some)
+            for i, prompt in enumerate(some):
+                _write(self._file(prompt), {name: rows[i] for name, rows in cond.items()})
+
+    def get(self, prompts: Sequence[str]) -> Condition:
+        """The condition of prepared prompts, one row each."""
+        rows = [_read(self._file(p)) for p in prompts]
+        return Condition({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
+
+    def _file(self, prompt: str) -> Path:
+        key = f"{self.teacher.max_sequence_length}\n{prompt}".encode()
+        name = blake2b(key, digest_size=16).hexdigest()
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Without the zeros that pad them, whose number the metadata keep; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lengths = {name: str(len(t)) for name, t in tensors.items()}
+    trimmed = {name: _compact(t[: _length(t)]) for name, t in tensors.items()}
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        save_file(trimmed, file.name, metadata=lengths)
+    os.replace(file.name, path)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        found = {name: (file.get_tensor(name).float(), int(length)) for name, length in file.metadata().items()}
+    return {name: pad(t, [0, 0] * (t.ndim - 1) + [0, length - len(t)]) for name, (t, length) in found.items()}
+
+
+def _length(t: Tensor) -> int:
+    """Up to the last row that is not zero."""
+    rows = t.flatten(1).any(1) if t.ndim > 1 else t != 0
+    return int(rows.nonzero().max()) + 1 if rows.any() else 0
+
+
+def _compact(t: Tensor) -> Tensor:
+    """In bf16 if that loses nothing, as for a text encoder that computes in bf16."""
+    half = t.bfloat16()
+    return (half if torch.equal(half.float(), t) else t).contiguous()

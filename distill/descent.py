@@ -1,0 +1,87 @@
+"""One update: descend a loss in one network, over the micro-batches of a global batch."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+from .engine import Engine, Role, finite
+from .errors import UserError
+from .method import Terms, Update
+
+
+class NonFinite(Exception):
+    """A loss term or gradient norm is nan or infinite; the network was not moved."""
+
+
+def descend(
+    update: Update, batches: list[Batch], position: int, roles: dict[str, Role], engine: Engine, clip: float | None
+) -> dict:
+    """Carry out one update and return its log line.
+
+    Args:
+        batches: this process's micro-batches of the global batch; gradients are their mean over all processes.
+        position: of the update within its step.
+
+    Raises:
+        NonFinite: before the optimizer has moved anything.
+    """
+    role = roles[update.network]
+    for each in roles.values():
+        each.evaluations = 0
+    with engine.only(role, roles.values()):
+        sums = _backward(update, batches, position)
+        engine.average([p.grad for p in role.parameters if p.grad is not None])
+        norm = role.clip(float("inf") if clip is None else clip)
+        terms, grad_norm = _read(sums, norm, len(batches), engine)
+        _check(update.network, terms, grad_norm, role)
+        lr = role.lr
+        role.step()
+    return {
+        "network": update.network,
+        "terms": terms,
+        "loss": sum(terms.values()),
+        "grad_norm": grad_norm,
+        "lr": lr,
+        "evaluations": {name: each.evaluations for name, each in roles.items() if each.evaluations},
+    }
+
+
+def _backward(update: Update, batches: list[Batch], position: int) -> dict[str, Tensor]:
+    """Accumulate gradients; returns the sum of each term over the micro-batches."""
+    sums: dict[str, Tensor] = {}
+    for batch in batches:
+        for part in _parts(update.loss(batch.at(position))):
+            total = torch.stack([t.float() for t in part.values()]).sum()
+            if not total.requires_grad:
+                raise UserError(
+                    f"the update of {update.network!r}: its loss ({', '.join(part)}) does not depend on its weights; "
+                    "was the network called inside torch.no_grad()?"
+                )
+            (total / len(batches)).backward()
+            for name, value in part.items():
+                sums[name] = sums.get(name, 0.0) + value.detach().float()
+    return sums
+
+
+def _parts(result: Terms | Iterator[Terms]) -> Iterator[dict[str, Tensor]]:
+    parts: Iterable[Terms] = [result] if isinstance(result, Tensor | dict) else result
+    for part in parts:
+        yield part if isinstance(part, dict) else {"loss": part}
+
+
+def _read(sums: dict[str, Tensor], norm: Tensor, n: int, engine: Engine) -> tuple[dict[str, float], float]:
+    """Means over the global batch, read from the device in the update's only synchronisation."""
+    values = torch.stack([*(s / n for s in sums.values()), norm.float()])
+    engine.average([values])
+    *terms, grad_norm = values.tolist()
+    return dict(zip(sums, terms, strict=True)), grad_norm
+
+
+def _check(network: str, terms: dict[str, float], grad_norm: float, role: Role) -> None:
+    bad = {f"{network}/{name}": value for name, value in {**terms, "gradient norm": grad_norm}.items()}
+    bad = {name: value for name, value in bad.items() if not finite([value])}
+    if bad:
+        said = ", ".join(f"{name} is {value}" for name, value in bad.items())
+        raise NonFinite(f"{said}; learning rate {role.lr:.3g}, gradient norm {grad_norm:.3g}")

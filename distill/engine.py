@@ -1,0 +1,185 @@
+"""Networks in their places: one process, or several that hold whole copies and average gradients.
+
+The only importer of accelerate. A Role owns one network with its optimizer; an Engine owns the processes. Sharded
+roles (ZeRO) implement the same calls, so nothing outside this file knows how weights are kept.
+"""
+
+import contextlib
+import copy
+import datetime
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .batch import Condition
+
+BUCKET_ELEMENTS = 25_000_000  # gradients travel in pieces of 100 MB
+
+
+class Role:
+    """A network on this process's device: float32 weights if trained, bf16 or float32 compute.
+
+    Attributes:
+        evaluations: samples that went through the network since the last reset, for the cost tables.
+    """
+
+    def __init__(self, name: str, module: nn.Module, *, precision: str = "fp32", device: torch.device | str = "cpu"):
+        self.name = name
+        self.module = module.to(device).requires_grad_(False)
+        self.precision = precision
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+        self.evaluations = 0
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.module.parameters())
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Condition, **extra) -> Tensor:
+        self.evaluations += x.shape[0]
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.module(x, sigma, cond, **extra)
+
+    @torch.no_grad()
+    def copy_from(self, other: "Role") -> None:
+        for mine, theirs in zip(_tensors(self.module), _tensors(other.module), strict=True):
+            mine.copy_(theirs)
+
+    @torch.no_grad()
+    def average_from(self, other: "Role", decay: float) -> None:
+        """Advance a float32 moving average of the other network's weights; take over its buffers."""
+        torch._foreach_lerp_(self.parameters, other.parameters, 1 - decay)
+        for mine, theirs in zip(self.module.buffers(), other.module.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def prepare(self, optim, updates: int, keep_moments: bool = False) -> None:
+        """Start a learning-rate schedule over so many updates, with fresh AdamW moments unless they are kept.
+
+        Args:
+            optim: a recipe's section (recipe.Optimizer).
+        """
+        from diffusers.optimization import get_scheduler
+
+        kept = self.optimizer.state_dict()["state"] if keep_moments and self.optimizer else {}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True
+        )
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": kept})
+        self.schedule = get_scheduler(
+            optim.schedule, self.optimizer, num_warmup_steps=optim.warmup, num_training_steps=updates
+        )
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Scale the gradients down to max_norm; the norm before, still on the device."""
+        return nn.utils.clip_grad_norm_(self.parameters, max_norm, foreach=True)
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self.schedule.step()
+
+    @property
+    def lr(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def state(self) -> dict:
+        """Optimizer and schedule, for a checkpoint."""
+        return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+
+    def load_state(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+    def averaged(self, name: str) -> "Role":
+        """A copy of this trained network, in float32 as it is, to be advanced by `average_from`."""
+        return Role(name, copy.deepcopy(self.module), precision=self.precision, device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+
+class Engine:
+    """The processes of a run. Weights are whole on each; gradients are averaged once per update.
+
+    The average is taken here and not by DistributedDataParallel: a loss may call its network several times, in parts
+    and under accumulation, and none of that changes what is averaged.
+    """
+
+    def __init__(self):
+        from accelerate import PartialState
+
+        self.state = PartialState(cpu=not torch.cuda.is_available(), timeout=datetime.timedelta(hours=4))
+        self.rank, self.world, self.device = self.state.process_index, self.state.num_processes, self.state.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    @contextlib.contextmanager
+    def only(self, role: Role, roles: Iterable[Role]) -> Iterator[None]:
+        """Let gradients reach one network and no other, forward and backward."""
+        for other in roles:
+            other.module.requires_grad_(other is role)
+        try:
+            yield
+        finally:
+            role.module.requires_grad_(False)
+            for p in role.parameters:
+                p.grad = None
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by its mean over the processes, in place."""
+        if self.world == 1:
+            return
+        for bucket in _buckets(tensors):
+            flat = torch.cat([t.flatten() for t in bucket])
+            dist.all_reduce(flat)
+            for t, mean in zip(bucket, flat.div_(self.world).split([t.numel() for t in bucket]), strict=True):
+                t.copy_(mean.view_as(t))
+
+    def wait(self) -> None:
+        self.state.wait_for_everyone()
+
+    def main_first(self, work: Callable[[], object]) -> object:
+        """Do work on the main process and hand its result, or its error, to all."""
+        box: list = [None, None]
+        if self.main:
+            try:
+                box[0] = work()
+            except Exception as error:  # handed to every process, which raises it
+                if self.world == 1:
+                    raise
+                box[1] = error
+        if self.world > 1:
+            dist.broadcast_object_list(box)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+    def close(self) -> None:
+        if self.world > 1:
+            self.state.destroy_process_group()
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    bucket, size = [], 0
+    for t in tensors:
+        if bucket and size + t.numel() > BUCKET_ELEMENTS:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(t)
+        size += t.numel()
+    if bucket:
+        yield bucket
+
+
+def finite(values: Iterable[float]) -> bool:
+    return all(math.isfinite(v) for v in values)

@@ -1,0 +1,77 @@
+"""The run's folder: made once, held by one run at a time, and faithful to one recipe."""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+from . import recipe as recipes
+from .engine import Engine
+from .environment import environment
+from .errors import UserError
+from .recipe import Recipe
+
+# What does not touch the training; of the prompts the content counts, not the path (trainer._fits).
+MAY_CHANGE = ("validation", "evaluation", "checkpoint", "log", "output", "data.prompts")
+
+
+class RunFolder:
+    """Context manager: the folder exists, holds the recipe, and no other run writes into it.
+
+    Raises:
+        UserError: not writable, in use, not a run, or started from another recipe.
+    """
+
+    def __init__(self, recipe: Recipe, engine: Engine):
+        self.path, self.recipe, self.engine = Path(recipe.output), recipe, engine
+        self._lock = None
+
+    def __enter__(self) -> "RunFolder":
+        self.engine.main_first(self._open)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    def _open(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / "lock").open("a+")
+        except OSError as error:
+            raise UserError(f"output {self.path}: not writable ({error.strerror}); set output=FOLDER") from error
+        self._hold()
+        if (self.path / "recipe.yaml").exists():
+            self._compare()
+        else:
+            self._begin()
+
+    def _hold(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "another process"
+            raise UserError(f"{self.path} is in use by {holder}; wait for it, or set output=FOLDER") from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock.flush()
+
+    def _begin(self) -> None:
+        others = [p.name for p in self.path.iterdir() if p.name != "lock"]
+        if others:
+            raise UserError(f"{self.path} holds {others[0]!r} but no recipe.yaml: not a run; set output=NEW_FOLDER")
+        recipes.save(self.recipe, self.path / "recipe.yaml")
+        environment(self.path / "environment.json")
+
+    def _compare(self) -> None:
+        before = recipes.flatten(recipes.load(self.path / "recipe.yaml"))
+        now = recipes.flatten(self.recipe)
+        keys = [k for k in sorted(before | now) if before.get(k) != now.get(k) and not k.startswith(MAY_CHANGE)]
+        if keys:
+            said = "; ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in keys)
+            raise UserError(
+                f"{self.path} was started from another recipe: {said}. "
+                f"Go on with `distill run {self.path}`, or start anew with output=NEW_FOLDER"
+            )
+        recipes.save(self.recipe, self.path / "recipe.yaml")

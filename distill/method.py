@@ -1,0 +1,130 @@
+"""The plugin interface: what a distillation method is. Read this file first.
+
+A method is an algorithm box: the networks it needs, the losses, which loss moves which network when, and how the
+student samples. The trainer does everything else (devices, precision, optimizers, accumulation, resume, logging) and
+never knows a method's name. Methods see noise levels sigma (distill/flow.py), not timesteps.
+
+    class Regression(Method):
+        \"\"\"Follow the teacher's guided velocity, with one evaluation. (The first line describes the method.)\"\"\"
+
+        networks = {"teacher": Frozen(), "student": Trained(init="teacher")}
+
+        def __init__(self, guidance: PositiveFloat = 5.0, steps: PositiveInt = 8, shift: PositiveFloat = 5.0):
+            super().__init__()
+            self.guidance, self.sigmas = guidance, flow.grid(steps, shift)
+
+        def updates(self, step):
+            yield Update("student", self.loss)
+
+        def loss(self, batch):
+            x, sigma = batch.noise(), torch.ones(len(batch))
+            with torch.no_grad():
+                v = self.teacher.guided(x, sigma, batch.cond, batch.negative, self.guidance)
+            return {"velocity": (self.student(x, sigma, batch.cond) - v).square().mean()}
+
+        def sample(self, noise, cond):
+            return samplers.euler(self.student, noise, self.sigmas, cond)
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from .batch import Batch, Condition
+
+API_VERSION = 1
+
+Terms = Tensor | dict[str, Tensor]
+Loss = Callable[[Batch], Terms | Iterator[Terms]]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The teacher's weights; never updated, never saved."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A copy of the teacher that the optimizer of the same name moves; saved."""
+
+    init: str = "teacher"
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A frozen copy of another network, taken at the start and whenever the method calls `copy_from`; saved."""
+
+    of: str
+
+
+@dataclass(frozen=True)
+class Average:
+    """The exponential moving average of another network, in float32, advanced after each update of it; saved."""
+
+    of: str
+    decay: float
+
+
+@dataclass(frozen=True)
+class Built:
+    """A trained module of the method's own, made by `self.build_<name>(teacher)`; saved."""
+
+
+Network = Frozen | Trained | Copy | Average | Built
+
+
+@dataclass(frozen=True)
+class Update:
+    """Descend loss(batch) in the weights of `network`, and of nothing else.
+
+    `loss` returns a tensor, named terms (summed, each logged as `network/term`), or an iterator of either: its parts
+    are back-propagated and freed one by one. Gradients are averaged over the samples of the global batch.
+    """
+
+    network: str
+    loss: Loss
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A leg of the run, with fresh optimizers unless `carry_optimizers`. Subclass it to add fields.
+
+    Args:
+        steps: how often `updates` is asked.
+    """
+
+    steps: int
+    carry_optimizers: bool = False
+
+
+class Method(nn.Module):
+    """Constructor keywords are the recipe's `method:` section; the networks become attributes, as handles (Net).
+
+    State that must survive an interruption is buffers and submodules of the method, or, if it follows a micro-batch
+    through the updates of one step, tensors in `batch.state`. `stage` is set by the trainer before every call.
+    """
+
+    networks: ClassVar[dict[str, Network]]
+    data: ClassVar[tuple[str, ...]] = ("prompts",)
+    stage: Stage
+
+    def stages(self) -> list[Stage] | None:
+        """The legs of the run; None is one leg, as long as the recipe's `train.steps`."""
+        return None
+
+    def begin(self, stage: Stage) -> None:
+        """Called once on entering a stage (with its networks in place), not on resume."""
+
+    def updates(self, step: int) -> Iterable[Update]:
+        """The updates of one step, in order; `step` counts within the stage. Listing them must cost nothing."""
+        raise NotImplementedError(f"{type(self).__name__} must define updates(step)")
+
+    def sample(self, noise: Tensor, cond: Condition) -> Tensor:
+        """The student's sampler: noise (B, C, F, H, W) to latents of the same shape."""
+        raise NotImplementedError(f"{type(self).__name__} must define sample(noise, cond)")
+
+    def grid(self) -> Tensor:
+        """The noise levels of `sample`, (steps + 1,), from 1 to 0: what the exported scheduler must reproduce."""
+        raise NotImplementedError(f"{type(self).__name__} must define grid()")

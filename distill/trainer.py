@@ -1,0 +1,288 @@
+"""The loop: stages, steps, updates. Knows no method; a run can stop and go on between any two updates."""
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from . import assemble, checkpoint, flow, report, teachers, validation
+from .batch import Batch, Condition
+from .checkpoint import Position
+from .data import prompts
+from .data.prompts import Embeddings
+from .data.stream import PromptStream, check_share
+from .descent import NonFinite, descend
+from .engine import Engine, Role
+from .errors import Stopped, UserError
+from .evaluate import fidelity
+from .folder import RunFolder
+from .method import Frozen, Stage
+from .networks import Net
+from .signals import StopRequest
+from .track import Tracker
+
+
+def run(recipe) -> Path:
+    """Train a recipe, or go on with it where its folder says; returns the run folder.
+
+    Raises:
+        UserError: the recipe, the folder or the data do not fit; nothing was changed.
+        Stopped: a signal or a non-finite value ended the run early, at a saved state.
+    """
+    engine = Engine()
+    try:
+        with RunFolder(recipe, engine) as folder, StopRequest() as stop:
+            return Trainer(recipe, engine, folder.path, stop).train()
+    finally:
+        engine.close()
+
+
+class Trainer:
+    def __init__(self, recipe, engine: Engine, folder: Path, stop: StopRequest):
+        self.recipe, self.engine, self.folder, self.stop = recipe, engine, folder, stop
+        check_share(recipe.train, engine.world)
+        self.method = assemble.method(recipe)
+        self.stages = assemble.stages(self.method, recipe)
+        self.teacher = teachers.load(recipe.teacher)
+        video = recipe.video
+        self.shape = self.teacher.latent_shape(video.frames, video.height, video.width)
+        self.embeddings, self.stream = self._data()
+        self.roles = assemble.roles(self.method, self.teacher, recipe, engine.device)
+        self.averages = assemble.averages(self.method, recipe)
+        self.plan = [assemble.updates(self.method, stage) for stage in self.stages]
+        self.total = sum(sum(stage.values()) for stage in self.plan)
+        self.position = Position()
+        self.states: list[dict[str, Tensor]] = []  # of this process's micro-batches, when resumed within a step
+
+    def train(self) -> Path:
+        with Tracker(self.folder, self.recipe, self.engine.main, self.total) as self.tracker:
+            self._resume()
+            self._on_main(self._teacher_clips)
+            while self.position.stage < len(self.stages):
+                self._stage(self.stages[self.position.stage])
+            self._finish()
+        return self.folder
+
+    # Stages, steps, updates
+
+    def _stage(self, stage: Stage) -> None:
+        self.method.stage = stage
+        if self.position.step == 0 and self.position.update == 0:
+            self._enter(stage)
+        while self.position.step < stage.steps:
+            self._step()
+        self.position.stage, self.position.step = self.position.stage + 1, 0
+
+    def _enter(self, stage: Stage) -> None:
+        for name in assemble.trained(self.method):
+            updates = self.plan[self.position.stage][name]
+            self.roles[name].prepare(self.recipe.optim[name], updates, keep_moments=stage.carry_optimizers)
+        self.method.begin(stage)
+
+    def _step(self) -> None:
+        batches = self.stream.batches(self.position.steps, self.engine.rank, self.engine.world)
+        for batch, state in zip(batches, self.states, strict=bool(self.states)):
+            batch.state.update(state)
+        self.states = []
+        updates = list(self.method.updates(self.position.step))
+        for update in updates[self.position.update :]:
+            started = time.perf_counter()
+            line = self._descend(update, batches)
+            self._average(update.network)
+            self._advance(last=self.position.update + 1 == len(updates))
+            self.tracker.update(line | {"update": self.position.done, "seconds": time.perf_counter() - started})
+            self._pause(batches)
+
+    def _descend(self, update, batches: list[Batch]) -> dict:
+        at = {"step": self.position.step, "stage": self.position.stage, "stages": len(self.stages)}
+        clip = self.recipe.optim[update.network].clip
+        try:
+            return at | descend(update, batches, self.position.update, self.roles, self.engine, clip)
+        except NonFinite as fault:
+            saved = self._save(batches) if self.position.done else "nothing was trained yet"
+            stage = f"stage {at['stage'] + 1} of {at['stages']}"
+            where = f"update {self.position.done + 1} ({stage}, step {at['step'] + 1})"
+            raise self._stopped(f"{where}: {fault}; state before it: {saved}. Lower the learning rate", 1) from fault
+
+    def _average(self, network: str) -> None:
+        for name, (of, decay) in self.averages.items():
+            if of == network:
+                self.roles[name].average_from(self.roles[of], decay)
+
+    def _advance(self, last: bool) -> None:
+        self.position.done += 1
+        self.position.update += 1
+        if last:
+            self.position.update = 0
+            self.position.step += 1
+            self.position.steps += 1
+
+    # Between updates
+
+    def _pause(self, batches: list[Batch]) -> None:
+        done = self.position.done
+        if self._stop_asked():
+            saved = self._save(batches)
+            name = signal.Signals(self.stop.signal or signal.SIGTERM).name
+            raise self._stopped(f"{name}: saved in {saved}; go on with `distill run {self.folder}`", 130)
+        if done % self.recipe.checkpoint.every == 0 and done < self.total:
+            self._save(batches)
+        if self.recipe.validation and done % self.recipe.validation.every == 0:
+            self._on_main(self._clips)
+
+    def _stop_asked(self) -> bool:
+        asked = torch.tensor([float(self.stop.signal > 0)], device=self.engine.device)
+        self.engine.average([asked])
+        return bool(asked > 0)
+
+    def _stopped(self, message: str, code: int) -> Stopped:
+        self.tracker.event("stop", message=message)
+        self._on_main(lambda: report.write(self.folder))
+        return Stopped(message, code)
+
+    # On the main process, the others waiting
+
+    def _on_main(self, work: Callable[[], None]) -> None:
+        with torch.no_grad():
+            self.engine.main_first(work)
+            self.teacher.unload()
+
+    def _clips(self) -> None:
+        done, device = self.position.done, self.engine.device
+        line = validation.clips(self.folder, done, self.teacher, self._sample, self.embeddings, self.recipe, device)
+        self.tracker.event("validation", **line)
+        report.write(self.folder)
+
+    def _teacher_clips(self) -> None:
+        if self.recipe.validation:
+            net, shift = Net(self._teacher_role()), flow.grid_shift(self.method.grid())
+            validation.teacher_clips(
+                self.folder, self.teacher, net, self.embeddings, self.recipe, self.engine.device, shift
+            )
+        report.write(self.folder)
+
+    def _evaluate(self) -> None:
+        if self.recipe.evaluation:
+            net, shift = Net(self._teacher_role()), flow.grid_shift(self.method.grid())
+            headline = fidelity.evaluate(
+                self.folder,
+                self.teacher,
+                net,
+                self._sample,
+                self.embeddings,
+                self.recipe,
+                shift,
+                update=self.position.done,
+                roles={id(role): role for role in [*self.roles.values(), net.role]}.values(),
+                tell=lambda message: self.tracker.event("evaluating", message=message),
+            )
+            self.tracker.event("evaluation", **headline)
+        report.write(self.folder)
+
+    def _sample(self, noise: Tensor, cond: Condition) -> Tensor:
+        """The student's sampler, with its moving average if the recipe keeps one."""
+        student, name = self.method.student, assemble.EMA if assemble.EMA in self.roles else "student"
+        self.method.student = Net(self.roles[name])
+        try:
+            return self.method.sample(noise, cond)
+        finally:
+            self.method.student = student
+
+    def _teacher_role(self) -> Role:
+        found = [name for name, kind in self.method.networks.items() if isinstance(kind, Frozen)]
+        return self.roles[found[0]] if found else Role("teacher", self.teacher.network(), device=self.engine.device)
+
+    # Beginning and end
+
+    def _data(self) -> tuple[Embeddings, PromptStream]:
+        """Encode every prompt of the run once, and let the text encoder go."""
+        recipe, train = self.recipe, prompts.read(self.recipe.data.prompts)
+        negative = recipe.data.negative_prompt
+        negative = self.teacher.negative_prompt if negative is None else negative
+        embeddings = Embeddings(self.teacher)
+        listed = [section.prompts for section in (recipe.validation, recipe.evaluation) if section]
+        wanted = [*train, negative, *(p for each in listed for p in prompts.listed(each))]
+        self.engine.main_first(lambda: embeddings.prepare(wanted))
+        self.teacher.unload()
+        encoded = embeddings.get([negative])
+        stream = PromptStream(train, embeddings.get, encoded, self.shape, recipe.train, self.engine.device)
+        return embeddings, stream
+
+    def _resume(self) -> None:
+        warnings: list[str] = []
+        found = self.engine.main_first(lambda: checkpoint.newest(self.folder, warnings.append))
+        if found is not None:
+            self._load(found)
+        kind = "start" if found is None else "resume"
+        self.tracker.start(kind, self.position.done, world_size=self.engine.world)
+        for message in warnings:
+            self.tracker.event("warning", message=message)
+
+    def _load(self, path: Path) -> None:
+        manifest = checkpoint.manifest(path)
+        self._fits(path, manifest)
+        self.position = Position(**manifest["position"])
+        for name in assemble.saved(self.method, self.roles):
+            self.roles[name].module.load_state_dict(load_file(path / "networks" / f"{name}.safetensors"))
+        for name in assemble.trained(self.method):
+            self.roles[name].prepare(self.recipe.optim[name], self.plan[self.position.stage][name])
+            self.roles[name].load_state(checkpoint.load_state(path / f"optim_{name}.pt", self.engine.device))
+        rank = self.engine.rank if manifest["world_size"] == self.engine.world else 0
+        mine = checkpoint.load_state(path / f"rank_{rank:05d}.pt", self.engine.device)
+        self.method.load_state_dict(mine["method"])
+        self.states = mine["states"]
+
+    def _fits(self, path: Path, manifest: dict) -> None:
+        name, world = self.recipe.method.name, self.engine.world
+        if manifest["method"] != name:
+            raise UserError(
+                f"{path} is of method {manifest['method']!r}, the recipe's is {name!r}; set output=NEW_FOLDER"
+            )
+        if manifest["prompts"] != self.stream.digest:
+            raise UserError(
+                f"{self.recipe.data.prompts}: not the prompts that {path} was trained on; "
+                "restore them, or set output=NEW_FOLDER"
+            )
+        free = manifest["position"]["update"] == 0 and not self.method.state_dict()
+        if manifest["world_size"] != world and not free:
+            raise UserError(
+                f"{path} holds what each of {manifest['world_size']} processes was doing; "
+                f"go on with as many, not {world}"
+            )
+
+    def _save(self, batches: list[Batch]) -> Path:
+        within = self.position.update > 0
+        state = {"method": self.method.state_dict(), "states": [b.state for b in batches] if within else []}
+
+        def write(tmp: Path) -> None:
+            torch.save(state, tmp / f"rank_{self.engine.rank:05d}.pt")
+            if self.engine.main:
+                self._write_networks(tmp)
+
+        info = {
+            "method": self.recipe.method.name,
+            "world_size": self.engine.world,
+            "prompts": self.stream.digest,
+        }
+        path = checkpoint.save(self.folder, self.position, info, write, self.engine.wait, self.engine.main)
+        if self.engine.main:
+            checkpoint.prune(self.folder, self.recipe.checkpoint.keep)
+        self.tracker.event("checkpoint", update=self.position.done, path=path.relative_to(self.folder).as_posix())
+        return path
+
+    def _write_networks(self, tmp: Path) -> None:
+        for name in assemble.saved(self.method, self.roles):
+            checkpoint.save_network(tmp / "networks" / f"{name}.safetensors", self.roles[name].module.state_dict())
+        for name in assemble.trained(self.method):
+            torch.save(self.roles[name].state(), tmp / f"optim_{name}.pt")
+
+    def _finish(self) -> None:
+        if not checkpoint.folder(self.folder, self.position.done).exists():
+            self._save([])
+        self._on_main(self._evaluate)
+        self.tracker.event("done", update=self.position.done)
+        self._on_main(lambda: report.write(self.folder))
