@@ -1,0 +1,146 @@
+"""Clips of a run's student, of a pipeline's folder, or of the embedded teacher.
+
+Noise is drawn as diffusers' pipelines draw it from `torch.Generator().manual_seed(seed)`, so they make the same clip.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import flow, samplers, student, teachers, video
+from .batch import Condition
+from .engine import Role
+from .errors import UserError
+from .networks import Net
+from .recipe import TeacherSpec, Video
+from .teachers.base import Teacher
+from .teachers.files import PipelineFiles
+from .validation import Sampler
+
+FAMILY = "wan"  # of folders that do not say
+STEPS, GUIDANCE = 50, 5.0  # WanPipeline's own
+VIDEO = {"frames": 81, "height": 480, "width": 832, "fps": 16}
+
+
+@dataclass
+class Source:
+    """A network that makes clips, and how it makes them unless told otherwise.
+
+    Attributes:
+        own: the sampler of a distilled student, which takes `steps` steps without guidance; None is Euler.
+    """
+
+    teacher: Teacher
+    net: Net
+    shift: float
+    steps: int
+    guidance: float
+    video: Video
+    negative_prompt: str
+    own: Sampler | None = None
+
+    def sampler(self, steps: int | None, guidance: float | None) -> Sampler:
+        """Steps and guidance as asked for, or as this source has them."""
+        steps, guidance = steps or self.steps, self.guidance if guidance is None else guidance
+        if self.own is not None and (steps, guidance) == (self.steps, 1):
+            return self.own
+        sigmas = flow.grid(steps, self.shift)
+        negative = None if guidance == 1 else self.teacher.encode([self.negative_prompt]).to(self.teacher.device)
+        return lambda noise, cond: samplers.euler(self.net, noise, sigmas, cond, negative, guidance)
+
+    def noise(self, seed: int) -> Tensor:
+        """(1, C, F, H, W)."""
+        shape = self.teacher.latent_shape(self.video.frames, self.video.height, self.video.width)
+        return torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)).to(self.teacher.device)
+
+
+def sample(
+    source: str,
+    prompts: Sequence[str],
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    guidance: float | None = None,
+    out: Path = Path("samples"),
+    latents: bool = False,
+) -> list[Path]:
+    """Write one clip per prompt, the first from `seed`, the next from `seed + 1`, and so on; returns the files.
+
+    Args:
+        source: a run, a pipeline's folder or hub id, or `embedded`.
+        steps, guidance: None is what a student was distilled for, or 50 and 5.0 for a teacher.
+        latents: write them too, as safetensors beside the clips.
+    """
+    opened = open_source(source)
+    sampler = opened.sampler(steps, guidance)
+    cond = opened.teacher.encode(list(prompts))
+    opened.teacher.unload()
+    out.mkdir(parents=True, exist_ok=True)
+    jobs = track(range(len(prompts)), "sampling", console=Console(stderr=True), disable=not sys.stderr.isatty())
+    return [_clip(opened, sampler, cond.rows([j]), out / _name(prompts[j], seed + j), seed + j, latents) for j in jobs]
+
+
+def open_source(source: str) -> Source:
+    folder = Path(source)
+    if (folder / "recipe.yaml").is_file():
+        return _of_run(folder)
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        raise UserError(f"{source} is neither a run (recipe.yaml) nor a pipeline's folder (model_index.json)")
+    return _of_pipeline(source)
+
+
+def _of_run(run: Path) -> Source:
+    found = student.load(run)
+    method, recipe = found.method, found.recipe
+    own = recipe.data.negative_prompt
+    return Source(
+        teacher=found.teacher,
+        net=method.student,
+        shift=flow.grid_shift(method.grid()),
+        steps=len(method.grid()) - 1,
+        guidance=1.0,
+        video=recipe.video,
+        negative_prompt=found.teacher.negative_prompt if own is None else own,
+        own=method.sample,
+    )
+
+
+def _of_pipeline(path: str) -> Source:
+    """Exported students, and the embedded teacher, have a distill.json that says how they are used."""
+    card = PipelineFiles(teachers.locate(path)).folder() / "distill.json"
+    said = json.loads(card.read_text()) if card.is_file() else {}
+    spec = TeacherSpec(
+        family=said.get("family", FAMILY), path=path, max_sequence_length=said.get("max_sequence_length")
+    )
+    teacher = teachers.load(spec)
+    return Source(
+        teacher=teacher,
+        net=Net(Role("network", teacher.network().eval(), device=teacher.device)),
+        shift=teacher.shift,
+        steps=said.get("steps", STEPS),
+        guidance=said.get("guidance", GUIDANCE),
+        video=Video(**said.get("video", VIDEO)),
+        negative_prompt=said.get("negative_prompt", teacher.negative_prompt),
+    )
+
+
+@torch.no_grad()
+def _clip(source: Source, sampler: Sampler, cond: Condition, path: Path, seed: int, keep: bool) -> Path:
+    x = sampler(source.noise(seed), cond.to(source.teacher.device))
+    if keep:
+        save_file({"latents": x.cpu()}, path.with_suffix(".safetensors"))
+    return video.write(path, source.teacher.decode(x)[0], source.video.fps)
+
+
+def _name(prompt: str, seed: int) -> str:
+    words = re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")
+    return f"{words[:60].rstrip('_') or 'clip'}_{seed}.mp4"

@@ -1,0 +1,81 @@
+"""What a teacher is to the rest of the toolkit: a pretrained pipeline, opened part by part."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..batch import Condition
+
+
+class VelocityNet(Protocol):
+    """An `nn.Module` that computes in its weights' precision."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
+        """The velocity (B, C, F, H, W) at noise levels sigma, (B,) or (B, F), float32."""
+
+    def enable_checkpointing(self) -> None:
+        """Keep only block inputs for the backward pass, and compute the rest again."""
+
+
+class Teacher(ABC):
+    """A pretrained pipeline: a local folder or a hub id.
+
+    Args:
+        revision: of the hub repository.
+        max_sequence_length: text tokens per prompt; None is the tokenizer's limit, at most 512.
+
+    Raises:
+        UserError: the folder is not a pipeline of this family, or has no weights.
+
+    Attributes:
+        fingerprint: 16 hex digits that change with the teacher's files.
+        negative_prompt: what guidance points away from, unless the recipe says otherwise.
+        shift: of the teacher's own noise levels (distill/flow.py).
+    """
+
+    family: ClassVar[str]
+    path: str
+    fingerprint: str
+    max_sequence_length: int
+    negative_prompt: str
+    shift: float
+
+    @property
+    def device(self) -> torch.device:
+        """Where prompts are encoded and videos decoded."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @abstractmethod
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(C, F, H, W) of the latents of a video; UserError names the nearest size that has some."""
+
+    @abstractmethod
+    def network(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> nn.Module:
+        """A new VelocityNet with the teacher's weights; on device "meta", without them."""
+
+    @abstractmethod
+    def encode(self, prompts: list[str]) -> Condition:
+        """What the network is conditioned on, one row per prompt, float32 on the CPU."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Videos (B, frames, height, width, 3), uint8 on the CPU, of latents (B, C, F, H, W)."""
+
+    @abstractmethod
+    def unload(self) -> None:
+        """Let the text encoder and the decoder leave memory; they return when needed."""
+
+    @abstractmethod
+    def save(self, folder: Path, network: nn.Module, shift: float) -> None:
+        """Write this pipeline with another network and Euler steps on the grid of `shift`."""
+
+    @abstractmethod
+    def sample_saved(self, folder: Path, prompt: str, noise: Tensor, steps: int) -> Tensor:
+        """Latents (1, C, F, H, W) that the family's stock pipeline makes of noise, without guidance.
+
+        Args:
+            folder: one that `save` wrote, or its like; everything is loaded from it anew, in float32.
+        """
