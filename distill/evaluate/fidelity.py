@@ -1,0 +1,222 @@
+"""How near the student comes to the teacher: both start from the same noise, sample by sample.
+
+The reference is the teacher's own result of most steps. The headline is the part of the teacher's gap from few steps
+to many that the student closes, 1 - d(student) / d(teacher at few steps), d the RMSE in latents over all samples.
+Intervals are 95 %: percentile bootstrap over prompts, paired by prompt and seed; Wilson's for shares of clips.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..batch import generator
+from ..data import prompts
+from ..embedded.world import parse
+from ..engine import Role
+from ..networks import Net
+from ..validation import Sampler, negative, teacher_sampler
+from . import statistics, world
+
+RESULT = "evaluation.json"
+ROUNDING = 1 / 12  # mean square error of rounding to uint8: equal clips have 59 dB, not infinitely many
+MEASURES = ("rmse", "cosine", "psnr")
+
+
+def evaluate(
+    folder: Path,
+    teacher,
+    net: Net,
+    sample: Sampler,
+    embeddings,
+    recipe,
+    shift: float,
+    *,
+    update: int,
+    roles: Iterable[Role],
+    tell: Callable[[str], None],
+) -> dict:
+    """Compare the student after `update` updates with the teacher; write evaluation.json and return its headline.
+
+    Batches that an interrupted evaluation of the same student finished are not computed again.
+
+    Args:
+        net: the teacher.
+        shift: of the teacher's grids.
+        roles: every network of the run; their evaluations are counted.
+        tell: takes in a line of progress after each batch.
+    """
+    options, texts = recipe.evaluation, prompts.listed(recipe.evaluation.prompts)
+    if options.world:
+        for text in texts:
+            parse(text)  # raises now, not after the sampling
+    device = net.role.device
+    uncond = negative(teacher, embeddings, recipe, device)
+    steps = sorted(set(options.teacher_steps))
+    samplers = {f"teacher_{n}": teacher_sampler(net, n, shift, options.guidance, uncond) for n in steps}
+    setting = Setting(teacher, embeddings, recipe, samplers | {"student": sample}, list(roles), device)
+    cache = folder / "evaluation" / fingerprint(recipe, teacher, texts, shift, update)
+    batches = [partial(measured, setting, texts, rows) for rows in split(options.samples, options.batch_size)]
+    parts = []
+    for k, batch in enumerate(batches):
+        parts.append(remembered(cache / f"batch_{k:04d}.json", batch))
+        tell(f"{min((k + 1) * options.batch_size, options.samples)} of {options.samples} samples")
+    result = {"update": update, "shift": shift, "clock": setting.clock} | summary(parts, options, steps)
+    replace(folder / RESULT, result)
+    return headline(result)
+
+
+@dataclass
+class Setting:
+    """What does not change from batch to batch."""
+
+    teacher: object
+    embeddings: object
+    recipe: object
+    samplers: dict[str, Sampler]
+    roles: list[Role]
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        size = self.recipe.video
+        return self.teacher.latent_shape(size.frames, size.height, size.width)
+
+    @property
+    def clock(self) -> str:
+        """CPU seconds do not count what else the machine does; a GPU only has a wall clock."""
+        return "wall" if self.device.type == "cuda" else "cpu"
+
+    def now(self) -> float:
+        if self.clock == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def evaluations(self) -> int:
+        return sum(role.evaluations for role in self.roles)
+
+
+def split(samples: int, size: int) -> list[range]:
+    return [range(start, min(start + size, samples)) for start in range(0, samples, size)]
+
+
+@torch.no_grad()
+def measured(setting: Setting, texts: list[str], rows: range) -> dict:
+    """Per sampler and measure, one value for each of the samples `rows`."""
+    seed = setting.recipe.evaluation.seed
+    captions = [texts[j % len(texts)] for j in rows]
+    noise = torch.stack([torch.randn(setting.shape, generator=generator("evaluation", seed, j)) for j in rows])
+    cond = setting.embeddings.get(captions).to(setting.device)
+    latents, values = {}, {}
+    for name, sample in setting.samplers.items():
+        started, evaluations = setting.now(), setting.evaluations()
+        latents[name] = sample(noise.to(setting.device), cond).float().cpu()
+        values[name] = {
+            "seconds": [(setting.now() - started) / len(rows)] * len(rows),
+            "evaluations": [(setting.evaluations() - evaluations) / len(rows)] * len(rows),
+        }
+    videos = {name: setting.teacher.decode(x).numpy() for name, x in latents.items()}
+    best = reference(latents)
+    for name, x in latents.items():
+        values[name] |= compared(x, latents[best], videos[name], videos[best])
+        if setting.recipe.evaluation.world:
+            values[name] |= {k: v.tolist() for k, v in world.score(videos[name], captions).items()}
+    return {"prompt": [j % len(texts) for j in rows], "samplers": values}
+
+
+def reference(samplers: Iterable[str]) -> str:
+    """The teacher of most steps."""
+    return max((name for name in samplers if name != "student"), key=steps_of)
+
+
+def steps_of(teacher: str) -> int:
+    return int(teacher.removeprefix("teacher_"))
+
+
+def compared(x: Tensor, y: Tensor, video: np.ndarray, video_reference: np.ndarray) -> dict[str, list[float]]:
+    """Latents (B, C, F, H, W) and videos uint8 (B, F, H, W, 3) against the reference's; one value per sample."""
+    x, y = x.flatten(1).double(), y.flatten(1).double()
+    mse = np.square(video.astype(np.float64) - video_reference).mean((1, 2, 3, 4))
+    return {
+        "rmse": (x - y).square().mean(1).sqrt().tolist(),
+        "cosine": torch.nn.functional.cosine_similarity(x, y).tolist(),
+        "psnr": (10 * np.log10(255**2 / np.maximum(mse, ROUNDING))).tolist(),
+    }
+
+
+def summary(parts: list[dict], options, steps: list[int]) -> dict:
+    """Means, intervals and comparisons of all batches, and every value they come from."""
+    prompt = np.array([p for part in parts for p in part["prompt"]])
+    names = [f"teacher_{n}" for n in steps] + ["student"]
+    values = {name: joined([part["samplers"][name] for part in parts]) for name in names}
+    weights = statistics.resample(prompt)
+    few = names[: len(steps) - 1]
+    return {
+        "samples": len(prompt),
+        "prompts": int(prompt.max()) + 1,
+        "seed": options.seed,
+        "guidance": options.guidance,
+        "reference": names[len(steps) - 1],
+        "samplers": {name: described(v, weights) for name, v in values.items()},
+        "gap_closed": {n: statistics.gap_closed(values["student"]["rmse"], values[n]["rmse"], weights) for n in few},
+        "difference": {n: differences(values["student"], values[n], weights) for n in few},
+        "per_sample": {"prompt": prompt.tolist()} | {n: {k: v.tolist() for k, v in values[n].items()} for n in names},
+    }
+
+
+def joined(parts: list[dict[str, list[float]]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def described(values: dict[str, np.ndarray], weights: np.ndarray) -> dict:
+    described = {name: float(values[name].mean()) for name in ("evaluations", "seconds")}
+    described |= {name: statistics.mean(values[name], weights) for name in MEASURES}
+    shares = {name: statistics.share(v) for name, v in values.items() if name in world.ATTRIBUTES}
+    return described | ({"world": shares} if shares else {})
+
+
+def differences(student: dict[str, np.ndarray], other: dict[str, np.ndarray], weights: np.ndarray) -> dict:
+    """Student minus the other, sample by sample."""
+    names = [name for name in student if name in (*MEASURES, *world.ATTRIBUTES)]
+    return {name: statistics.mean(student[name] - other[name], weights) for name in names}
+
+
+def headline(result: dict) -> dict:
+    """What the log and the console say."""
+    numbers = {name: result[name] for name in ("update", "samples")}
+    others = {name: values for name, values in result["samplers"].items() if name != result["reference"]}
+    numbers |= {f"rmse_{name}": values["rmse"]["mean"] for name, values in others.items()}
+    for name, gap in result["gap_closed"].items():
+        numbers |= {f"gap_{name}": gap["mean"], f"gap_{name}_low": gap["low"], f"gap_{name}_high": gap["high"]}
+    return numbers
+
+
+def fingerprint(recipe, teacher, texts: list[str], shift: float, update: int) -> str:
+    """Names the folder of finished batches after all that their values depend on."""
+    options = recipe.evaluation.model_dump(mode="json", exclude={"prompts"})
+    video, prompt = recipe.video.model_dump(mode="json"), recipe.data.negative_prompt
+    key = json.dumps([options, video, prompt, teacher.fingerprint, texts, shift, update])
+    return f"update_{update:08d}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def remembered(path: Path, compute: Callable[[], dict]) -> dict:
+    if not path.exists():
+        replace(path, compute())
+    return json.loads(path.read_text())
+
+
+def replace(path: Path, content: dict) -> None:
+    """Write JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = path.with_suffix(".partial")
+    partial_file.write_text(json.dumps(content, indent=1))
+    os.replace(partial_file, path)
