@@ -153,5 +153,5 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def load_state(path: Path, device: torch.device | str = "cpu") -> dict:
-    return torch.load(path, map_location=device, weights_only=True)
+def load_state(path: Path) -> dict:
+    return torch.load(path, map_location="cpu", weights_only=True)

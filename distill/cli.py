@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from . import launch, registry
+from . import launch, registry, yaml_source
 from . import recipe as recipes
+from .embedded.spec import TeacherRecipe
 from .errors import Stopped, UserError, user_line
 
 app = typer.Typer(
@@ -59,13 +60,12 @@ def check(
     ] = False,
 ) -> None:
     """Check a recipe without running it."""
-    checked = _recipe(recipe, overrides)
-    for line in _summary(checked):
-        typer.echo(line)
-    if build:
-        from . import build as builder
-
-        for line in builder.describe(checked):
+    if _trains_a_teacher(recipe):
+        if build:
+            raise UserError(f"--build: {recipe} trains a teacher, which has no method to build")
+        recipes.load(recipe, overrides, model=TeacherRecipe)
+    else:
+        for line in _described(_recipe(recipe, overrides), build):
             typer.echo(line)
     typer.echo(f"{recipe}: no faults")
 
@@ -108,9 +108,11 @@ def train_teacher(
     output: Annotated[Path, typer.Option(help="The folder to train in.")] = Path("runs/teacher"),
 ) -> None:
     """Train the embedded teacher anew."""
+    checked = recipes.load(recipe, overrides, model=TeacherRecipe)
+    recipes.check_output(output.absolute())
     from .embedded import train
 
-    train.train(recipes.load(recipe, overrides, model=train.TeacherRecipe), output)
+    typer.echo(train.train(checked, output))
 
 
 @app.command()
@@ -199,9 +201,26 @@ def _recipe(path: Path, overrides: list[str]) -> recipes.Recipe:
         if not (path / "recipe.yaml").is_file():
             raise UserError(f"{path} holds no recipe.yaml: it is not the folder of a run")
         path, overrides = path / "recipe.yaml", [f"output={json.dumps(str(path))}", *overrides]
+    if _trains_a_teacher(path):
+        raise UserError(f"{path} trains a teacher: distill teachers train {path}")
     checked = recipes.load(path, overrides)
     recipes.check_output(checked.output)
     return checked
+
+
+def _trains_a_teacher(path: Path) -> bool:
+    """Whether a file's sections are rather those of a teacher's training."""
+    sections = yaml_source.read(path).data if path.is_file() else {}
+    teacher, distilled = (len(sections.keys() & model.model_fields.keys()) for model in (TeacherRecipe, recipes.Recipe))
+    return teacher > distilled
+
+
+def _described(recipe: recipes.Recipe, build: bool) -> list[str]:
+    if not build:
+        return _summary(recipe)
+    from . import build as builder
+
+    return _summary(recipe) + builder.describe(recipe)
 
 
 def _summary(recipe: recipes.Recipe) -> list[str]:

@@ -27,7 +27,11 @@ class RunFolder:
         self._lock = None
 
     def __enter__(self) -> "RunFolder":
-        self.engine.main_first(self._open)
+        try:
+            self.engine.main_first(self._open)
+        except UserError:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_) -> None:
@@ -41,10 +45,12 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"output {self.path}: not writable ({error.strerror}); set output=FOLDER") from error
         self._hold()
-        if (self.path / "recipe.yaml").exists():
+        if not (self.path / "recipe.yaml").exists():
+            self._refuse_others()
+        elif any((self.path / "checkpoints").glob("update_*")):  # until then nothing depends on the recipe
             self._compare()
-        else:
-            self._begin()
+        recipes.save(self.recipe, self.path / "recipe.yaml")
+        environment(self.path / "environment.json")
 
     def _hold(self) -> None:
         try:
@@ -57,12 +63,10 @@ class RunFolder:
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._lock.flush()
 
-    def _begin(self) -> None:
+    def _refuse_others(self) -> None:
         others = [p.name for p in self.path.iterdir() if p.name != "lock"]
         if others:
             raise UserError(f"{self.path} holds {others[0]!r} but no recipe.yaml: not a run; set output=NEW_FOLDER")
-        recipes.save(self.recipe, self.path / "recipe.yaml")
-        environment(self.path / "environment.json")
 
     def _compare(self) -> None:
         before = recipes.flatten(recipes.load(self.path / "recipe.yaml"))
@@ -74,4 +78,3 @@ class RunFolder:
                 f"{self.path} was started from another recipe: {said}. "
                 f"Go on with `distill run {self.path}`, or start anew with output=NEW_FOLDER"
             )
-        recipes.save(self.recipe, self.path / "recipe.yaml")

@@ -32,15 +32,14 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
 
 def _wait(children: list[subprocess.Popen]) -> int:
     failed, deadline = 0, float("inf")
-    while any(child.poll() is None for child in children):
-        codes = [child.returncode for child in children if child.returncode]
-        if codes and not failed:
-            failed, deadline = codes[0], time.monotonic() + GRACE
+    while None in (codes := [child.poll() for child in children]):
+        if not failed and any(codes):
+            failed, deadline = next(code for code in codes if code), time.monotonic() + GRACE
         if time.monotonic() > deadline:
             for child in children:
                 child.kill()
         time.sleep(LOOK_EVERY)
-    failed = failed or next((child.returncode for child in children if child.returncode), 0)
+    failed = failed or next((code for code in codes if code), 0)
     return failed if failed >= 0 else 128 - failed  # killed by a signal: as shells say it
 
 

@@ -34,8 +34,6 @@ from torch import Tensor, nn
 
 from .batch import Batch, Condition
 
-API_VERSION = 1
-
 Terms = Tensor | dict[str, Tensor]
 Loss = Callable[[Batch], Terms | Iterator[Terms]]
 

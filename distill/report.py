@@ -9,9 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import jinja2
-import yaml
 
-from . import plot, track, validation
+from . import plot, track, validation, yaml_source
 from .evaluate import fidelity
 
 PAGE = "index.html"
@@ -41,7 +40,7 @@ def content(folder: Path) -> dict:
     return {
         "name": folder.resolve().name,
         "recipe": recipe,
-        "options": yaml.safe_load(recipe),
+        "options": yaml_source.read(folder / "recipe.yaml").data,
         "state": state(log),
         "events": [line for line in log if line["kind"] in ("warning", "stop")],
         "clips": shown,

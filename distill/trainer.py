@@ -9,19 +9,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import assemble, checkpoint, flow, report, teachers, validation
-from .batch import Batch, Condition
+from . import assemble, checkpoint, report, teachers
+from .batch import Batch
 from .checkpoint import Position
 from .data import prompts
 from .data.prompts import Embeddings
 from .data.stream import PromptStream, check_share
 from .descent import NonFinite, descend
-from .engine import Engine, Role
+from .engine import Engine
 from .errors import Stopped, UserError
-from .evaluate import fidelity
 from .folder import RunFolder
-from .method import Frozen, Stage
-from .networks import Net
+from .gallery import Gallery
+from .method import Stage
 from .signals import StopRequest
 from .track import Tracker
 
@@ -53,6 +52,7 @@ class Trainer:
         self.embeddings, self.stream = self._data()
         self.roles = assemble.roles(self.method, self.teacher, recipe, engine.device)
         self.averages = assemble.averages(self.method, recipe)
+        self.gallery = Gallery(folder, recipe, self.teacher, self.method, self.roles, self.embeddings, engine.device)
         self.plan = [assemble.updates(self.method, stage) for stage in self.stages]
         self.total = sum(sum(stage.values()) for stage in self.plan)
         self.position = Position()
@@ -151,50 +151,17 @@ class Trainer:
             self.engine.main_first(work)
             self.teacher.unload()
 
-    def _clips(self) -> None:
-        done, device = self.position.done, self.engine.device
-        line = validation.clips(self.folder, done, self.teacher, self._sample, self.embeddings, self.recipe, device)
-        self.tracker.event("validation", **line)
+    def _teacher_clips(self) -> None:
+        self.gallery.teacher_clips()
         report.write(self.folder)
 
-    def _teacher_clips(self) -> None:
-        if self.recipe.validation:
-            net, shift = Net(self._teacher_role()), flow.grid_shift(self.method.grid())
-            validation.teacher_clips(
-                self.folder, self.teacher, net, self.embeddings, self.recipe, self.engine.device, shift
-            )
+    def _clips(self) -> None:
+        self.tracker.event("validation", **self.gallery.clips(self.position.done))
         report.write(self.folder)
 
     def _evaluate(self) -> None:
         if self.recipe.evaluation:
-            net, shift = Net(self._teacher_role()), flow.grid_shift(self.method.grid())
-            headline = fidelity.evaluate(
-                self.folder,
-                self.teacher,
-                net,
-                self._sample,
-                self.embeddings,
-                self.recipe,
-                shift,
-                update=self.position.done,
-                roles={id(role): role for role in [*self.roles.values(), net.role]}.values(),
-                tell=lambda message: self.tracker.event("evaluating", message=message),
-            )
-            self.tracker.event("evaluation", **headline)
-        report.write(self.folder)
-
-    def _sample(self, noise: Tensor, cond: Condition) -> Tensor:
-        """The student's sampler, with its moving average if the recipe keeps one."""
-        student, name = self.method.student, assemble.EMA if assemble.EMA in self.roles else "student"
-        self.method.student = Net(self.roles[name])
-        try:
-            return self.method.sample(noise, cond)
-        finally:
-            self.method.student = student
-
-    def _teacher_role(self) -> Role:
-        found = [name for name, kind in self.method.networks.items() if isinstance(kind, Frozen)]
-        return self.roles[found[0]] if found else Role("teacher", self.teacher.network(), device=self.engine.device)
+            self.tracker.event("evaluation", **self.gallery.evaluate(self.position.done, self.tracker.say))
 
     # Beginning and end
 
@@ -228,13 +195,14 @@ class Trainer:
         self.position = Position(**manifest["position"])
         for name in assemble.saved(self.method, self.roles):
             self.roles[name].module.load_state_dict(load_file(path / "networks" / f"{name}.safetensors"))
+        stage = min(self.position.stage, len(self.plan) - 1)  # a finished run stands behind its last stage
         for name in assemble.trained(self.method):
-            self.roles[name].prepare(self.recipe.optim[name], self.plan[self.position.stage][name])
-            self.roles[name].load_state(checkpoint.load_state(path / f"optim_{name}.pt", self.engine.device))
+            self.roles[name].prepare(self.recipe.optim[name], self.plan[stage][name])
+            self.roles[name].load_state(checkpoint.load_state(path / f"optim_{name}.pt"))
         rank = self.engine.rank if manifest["world_size"] == self.engine.world else 0
-        mine = checkpoint.load_state(path / f"rank_{rank:05d}.pt", self.engine.device)
+        mine = checkpoint.load_state(path / f"rank_{rank:05d}.pt")
         self.method.load_state_dict(mine["method"])
-        self.states = mine["states"]
+        self.states = [{k: v.to(self.engine.device) for k, v in state.items()} for state in mine["states"]]
 
     def _fits(self, path: Path, manifest: dict) -> None:
         name, world = self.recipe.method.name, self.engine.world
@@ -283,6 +251,8 @@ class Trainer:
     def _finish(self) -> None:
         if not checkpoint.folder(self.folder, self.position.done).exists():
             self._save([])
+        if self.recipe.validation and self.position.done % self.recipe.validation.every:
+            self._on_main(self._clips)
         self._on_main(self._evaluate)
         self.tracker.event("done", update=self.position.done)
         self._on_main(lambda: report.write(self.folder))

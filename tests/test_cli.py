@@ -43,6 +43,14 @@ def test_every_recipe_passes_check():
         (["check", TINY, "teacher.family=wam"], "teacher.family: unknown teacher 'wam', did you mean 'wan'?"),
         (["check", "recipes/tiny_gdp.yaml"], "no such file: recipes/tiny_gdp.yaml, did you mean 'tiny_gpd.yaml'?"),
         (["run", TINY, "output=setup.cfg/x"], "output: "),
+        (
+            ["run", "recipes/teacher_shapes.yaml"],
+            "trains a teacher: distill teachers train recipes/teacher_shapes.yaml",
+        ),
+        (
+            ["check", "recipes/teacher_shapes.yaml", "vae.base_dm=3"],
+            "vae.base_dm: unknown key, did you mean 'base_dim'?",
+        ),
         (["run", "docs"], "docs holds no recipe.yaml: it is not the folder of a run"),
         (["watch", "docs"], "docs holds no log.jsonl"),
         (["methods", "describe", "gdp"], "unknown method 'gdp', did you mean 'gpd'?"),

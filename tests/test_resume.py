@@ -139,6 +139,37 @@ def test_a_half_written_checkpoint_is_not_a_checkpoint(whole, tmp_path):
     assert checkpoint.newest(run, print) == checkpoint.folder(run, 8)
 
 
+def test_a_finished_run_stays_as_it_is(teacher, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    before = (tmp_path / "run/log.jsonl").read_text().count('"kind": "update"')
+    runs.assert_same(runs.final(runs.train(runs.write(tmp_path, teacher))), runs.final(whole))
+    assert (tmp_path / "run/log.jsonl").read_text().count('"kind": "update"') == before == 9
+
+
+def test_a_first_attempt_that_failed_does_not_bind_the_folder(teacher, tmp_path):
+    recipe = runs.write(tmp_path, teacher)
+    with pytest.raises(UserError, match="6 frames"):
+        runs.train(recipe, "video.frames=6")
+    runs.train(recipe)
+
+
+def test_a_folder_that_holds_something_else_is_refused(teacher, tmp_path):
+    recipe = runs.write(tmp_path, teacher)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="holds 'thesis.tex' but no recipe.yaml"):
+        runs.train(recipe)
+
+
+def test_prompts_that_changed_are_seen(teacher, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    recipe = runs.write(tmp_path, teacher)
+    other = tmp_path / "other.txt"
+    other.write_text("a\n")
+    with pytest.raises(UserError, match="other.txt: not the prompts that"):
+        runs.train(recipe, f"data.prompts={other}")
+
+
 def test_a_changed_recipe_is_refused_and_says_what_changed(teacher, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     recipe = runs.write(tmp_path, teacher)

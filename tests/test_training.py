@@ -192,7 +192,7 @@ def test_the_students_average_is_what_is_sampled(trainer):
     with torch.no_grad():
         for p in it.roles["student"].parameters:
             p.add_(0.1)
-    averaged = it._sample(noise, cond)
+    averaged = it.gallery.sample(noise, cond)
     assert not torch.equal(averaged, it.method.sample(noise, cond))
     it.roles["student"].copy_from(it.roles["student_ema"])
     assert torch.equal(averaged, it.method.sample(noise, cond))
