@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distill import assemble, recipe
+from distill import assemble, build, recipe
 from distill.data import prompts
 from distill.embedded import world
 from tests import runs, tiny_wan
@@ -60,3 +60,20 @@ def test_the_wan_recipe_trains_two_stages_of_a_random_wan(tmp_path):
     assert [line["stage"] for line in updates] == [0] * 4 + [1] * 4
     assert ["high_frequency" in line["terms"] for line in updates] == [False] * 5 + [True, False, True]
     assert lines[-1]["kind"] == "done"
+
+
+def test_the_wan_recipe_builds_at_full_size_without_weights(tmp_path):
+    """What `distill check --build` says with the published 1.3B configuration: 1,418,996,800 parameters a network."""
+    folder = tiny_wan.build(tmp_path / "wan")
+    sizes = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30}
+    sizes |= {"text_dim": 4096, "freq_dim": 256, "in_channels": 16, "out_channels": 16, "rope_max_seq_len": 1024}
+    for part, changes in (("transformer", sizes), ("vae", {"scale_factor_temporal": 4, "scale_factor_spatial": 8})):
+        path = folder / part / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    lines = build.describe(recipe.load(RECIPES / "gpd_wan13b.yaml", [f"teacher.path={folder}"]))
+    assert lines[0].startswith("latents   16 x 21 x 60 x 104")
+    assert [line for line in lines if "student" in line][0] == "network   student: Trained, 1419 M parameters"
+    assert [line for line in lines if line.startswith("stage")] == [
+        f"stage {i:3} 150 of student updates" for i in range(1, 8)
+    ]
+    assert lines[-1] == "sampling  6 evaluations per clip"
