@@ -72,7 +72,7 @@ def test_the_wan_recipe_builds_at_full_size_without_weights(tmp_path):
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     lines = build.describe(recipe.load(RECIPES / "gpd_wan13b.yaml", [f"teacher.path={folder}"]))
     assert lines[0].startswith("latents   16 x 21 x 60 x 104")
-    assert [line for line in lines if "student" in line][0] == "network   student: Trained, 1419 M parameters"
+    assert next(line for line in lines if "student" in line) == "network   student: Trained, 1419 M parameters"
     assert [line for line in lines if line.startswith("stage")] == [
         f"stage {i:3} 150 of student updates" for i in range(1, 8)
     ]
