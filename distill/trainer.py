@@ -249,7 +249,8 @@ class Trainer:
             torch.save(self.roles[name].state(), tmp / f"optim_{name}.pt")
 
     def _finish(self) -> None:
-        if not checkpoint.folder(self.folder, self.position.done).exists():
+        last = checkpoint.folder(self.folder, self.position.done)
+        if self.engine.main_first(lambda: checkpoint.damage(last)) is not None:  # not there, or torn
             self._save([])
         if self.recipe.validation and self.position.done % self.recipe.validation.every:
             self._on_main(self._clips)
