@@ -193,9 +193,10 @@ def test_the_students_average_is_what_is_sampled(trainer):
         for p in it.roles["student"].parameters:
             p.add_(0.1)
     averaged = it.gallery.sample(noise, cond)
-    assert not torch.equal(averaged, it.method.sample(noise, cond))
+    assert (averaged - it.method.sample(noise, cond)).abs().max() > 0.1
     it.roles["student"].copy_from(it.roles["student_ema"])
-    assert torch.equal(averaged, it.method.sample(noise, cond))
+    # not bitwise: kernels round by the alignment of weights in memory, and a copy is aligned otherwise than a file
+    torch.testing.assert_close(averaged, it.method.sample(noise, cond), rtol=1e-4, atol=1e-5)
 
 
 def test_bf16_computes_in_bf16_and_keeps_float32_weights(trainer):
