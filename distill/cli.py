@@ -50,6 +50,10 @@ def run(
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"page: {folder / 'index.html'}")
 
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        os._exit(0)  # everything is written; gloo's threads have aborted ordinary exits (docs/log.md)
+
 
 @app.command()
 def check(

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import datetime
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -160,7 +161,10 @@ class Engine:
         return box[0]
 
     def close(self) -> None:
+        """Leave together: a process that goes while another still reads from it takes that one down."""
         if self.world > 1:
+            if sys.exc_info()[0] is None:  # after an error the others may never come
+                self.wait()
             self.state.destroy_process_group()
 
 
