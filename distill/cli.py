@@ -49,7 +49,6 @@ def run(
     folder = trainer.run(checked)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"page: {folder / 'index.html'}")
-
     if os.environ.get("WORLD_SIZE", "1") != "1":
         sys.stdout.flush()
         os._exit(0)  # everything is written; gloo's threads have aborted ordinary exits (docs/log.md)
