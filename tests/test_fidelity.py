@@ -177,3 +177,41 @@ def test_wilsons_interval(hits, n, low, high):
     """The third row: Newcombe 1998, table I, method 3."""
     found = statistics.share(np.repeat([1.0, 0.0], [hits, n - hits]))
     assert (found["low"], found["high"]) == pytest.approx((low, high), abs=6e-5)
+
+
+def test_the_teacher_is_sampled_once_for_all_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
+    asked = []
+
+    def counted(noise, cond):
+        asked.append(len(noise))
+        return 0.3 * noise
+
+    first, second = gaussian.net(), gaussian.net()
+    costs = []
+    for run, net in (("one", first), ("two", second)):
+        fidelity.evaluate(
+            tmp_path / run,
+            gaussian.GaussianTeacher(),
+            net,
+            counted,
+            gaussian.NoEmbeddings(),
+            recipe(),
+            SHIFT,
+            update=12,
+            roles=[net.role],
+            tell=[].append,
+        )
+        costs.append(result(tmp_path / run))
+    assert first.role.evaluations > 0 and second.role.evaluations == 0
+    assert asked == [3, 3, 2] * 2
+    assert costs[0]["samplers"] | {"student": None} == costs[1]["samplers"] | {"student": None}
+    assert costs[0]["samplers"]["teacher_48"]["evaluations"] == 96
+
+
+@pytest.mark.parametrize("change", [{"guidance": 2.0}, {"seed": 8}, {"prompts": ["a", "b"]}])
+def test_another_teacher_result_is_sampled_anew(tmp_path, monkeypatch, change):
+    monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
+    evaluate(tmp_path / "one")
+    evaluate(tmp_path / "two", options=recipe(**change))
+    assert len(list((tmp_path / "cache" / "clips").iterdir())) == 2

@@ -8,6 +8,7 @@ Intervals are 95 %: percentile bootstrap over prompts, paired by prompt and seed
 import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..batch import generator
+from ..batch import Condition, generator
 from ..data import prompts
 from ..embedded.world import parse
 from ..engine import Role
@@ -63,6 +65,7 @@ def evaluate(
     steps = sorted(set(options.teacher_steps))
     samplers = {f"teacher_{n}": teacher_sampler(net, n, shift, options.guidance, uncond) for n in steps}
     setting = Setting(teacher, embeddings, recipe, samplers | {"student": sample}, list(roles), device)
+    setting.kept = prompts.default_cache() / "clips" / clips_key(recipe, teacher, net, texts, shift)
     cache = folder / "evaluation" / fingerprint(recipe, teacher, texts, shift, update)
     batches = [partial(measured, setting, texts, rows) for rows in split(options.samples, options.batch_size)]
     parts = []
@@ -70,7 +73,7 @@ def evaluate(
         parts.append(remembered(cache / f"batch_{k:04d}.json", batch))
         tell(f"{min((k + 1) * options.batch_size, options.samples)} of {options.samples} samples")
     result = {"update": update, "shift": shift, "clock": setting.clock} | summary(parts, options, steps)
-    replace(folder / RESULT, result)
+    write_json(folder / RESULT, result)
     return headline(result)
 
 
@@ -78,17 +81,18 @@ def evaluate(
 class Setting:
     """What does not change from batch to batch."""
 
-    teacher: object
+    pipeline: object
     embeddings: object
     recipe: object
     samplers: dict[str, Sampler]
     roles: list[Role]
     device: torch.device
+    kept: Path | None = None  # where the teacher's results are, for the next run that asks for the same
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         size = self.recipe.video
-        return self.teacher.latent_shape(size.frames, size.height, size.width)
+        return self.pipeline.latent_shape(size.frames, size.height, size.width)
 
     @property
     def clock(self) -> str:
@@ -104,6 +108,20 @@ class Setting:
     def evaluations(self) -> int:
         return sum(role.evaluations for role in self.roles)
 
+    def sampled(self, name: str, noise: Tensor, cond: Condition) -> dict[str, Tensor]:
+        """Latents of one sampler, and per clip what they took."""
+        started, evaluations, n = self.now(), self.evaluations(), len(noise)
+        latents = self.samplers[name](noise.to(self.device), cond).float().cpu()
+        seconds, evaluations = self.now() - started, self.evaluations() - evaluations
+        return {"latents": latents, "cost": torch.tensor([[seconds / n, evaluations / n]] * n, dtype=torch.float64)}
+
+    def teacher(self, name: str, rows: range, noise: Tensor, cond: Condition) -> dict[str, Tensor]:
+        """The same of a teacher's sampler, made once for all runs that are measured against it."""
+        path = self.kept / f"{name}_{rows.start:04d}-{rows.stop:04d}.safetensors"
+        if not path.exists():
+            replace(path, lambda file: save_file(self.sampled(name, noise, cond), file))
+        return load_file(path)
+
 
 def split(samples: int, size: int) -> list[range]:
     return [range(start, min(start + size, samples)) for start in range(0, samples, size)]
@@ -117,14 +135,12 @@ def measured(setting: Setting, texts: list[str], rows: range) -> dict:
     noise = torch.stack([torch.randn(setting.shape, generator=generator("evaluation", seed, j)) for j in rows])
     cond = setting.embeddings.get(captions).to(setting.device)
     latents, values = {}, {}
-    for name, sample in setting.samplers.items():
-        started, evaluations = setting.now(), setting.evaluations()
-        latents[name] = sample(noise.to(setting.device), cond).float().cpu()
-        values[name] = {
-            "seconds": [(setting.now() - started) / len(rows)] * len(rows),
-            "evaluations": [(setting.evaluations() - evaluations) / len(rows)] * len(rows),
-        }
-    videos = {name: setting.teacher.decode(x).numpy() for name, x in latents.items()}
+    for name in setting.samplers:
+        again = name == "student"
+        made = setting.sampled(name, noise, cond) if again else setting.teacher(name, rows, noise, cond)
+        latents[name] = made["latents"]
+        values[name] = dict(zip(("seconds", "evaluations"), made["cost"].T.tolist(), strict=True))
+    videos = {name: setting.pipeline.decode(x).numpy() for name, x in latents.items()}
     best = reference(latents)
     for name, x in latents.items():
         values[name] |= compared(x, latents[best], videos[name], videos[best])
@@ -203,20 +219,33 @@ def headline(result: dict) -> dict:
 def fingerprint(recipe, teacher, texts: list[str], shift: float, update: int) -> str:
     """Names the folder of finished batches after all that their values depend on."""
     options = recipe.evaluation.model_dump(mode="json", exclude={"prompts"})
-    video, prompt = recipe.video.model_dump(mode="json"), recipe.data.negative_prompt
-    key = json.dumps([options, video, prompt, teacher.fingerprint, texts, shift, update])
-    return f"update_{update:08d}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    return f"update_{update:08d}-{digest(recipe, teacher, texts, shift, options, update)}"
+
+
+def clips_key(recipe, teacher, net: Net, texts: list[str], shift: float) -> str:
+    """Names the folder of the teacher's results after all that they depend on, steps and samples apart."""
+    options = recipe.evaluation.model_dump(mode="json", include={"seed", "guidance", "batch_size"})
+    return digest(recipe, teacher, texts, shift, options, net.role.precision, net.role.device.type)
+
+
+def digest(recipe, teacher, *more) -> str:
+    key = [recipe.video.model_dump(mode="json"), recipe.data.negative_prompt, teacher.fingerprint, *more]
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
 
 
 def remembered(path: Path, compute: Callable[[], dict]) -> dict:
     if not path.exists():
-        replace(path, compute())
+        write_json(path, compute())
     return json.loads(path.read_text())
 
 
-def replace(path: Path, content: dict) -> None:
-    """Write JSON, whole or not at all."""
+def write_json(path: Path, content: dict) -> None:
+    replace(path, lambda file: file.write_text(json.dumps(content, indent=1)))
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_suffix(".partial")
-    partial_file.write_text(json.dumps(content, indent=1))
-    os.replace(partial_file, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
+        write(Path(folder) / path.name)
+        os.replace(Path(folder) / path.name, path)
