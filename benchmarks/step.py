@@ -111,7 +111,7 @@ def bare_step(trainer: Trainer, stage, updates: int) -> Callable[[], None]:
     nets = {name: copy.deepcopy(role.module.transformer) for name, role in trainer.roles.items()}
     student = nets["student"].requires_grad_(True)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6, fused=True)
-    x, text = torch.randn(1, *trainer.shape), torch.randn(1, tiny_wan.TOKENS, student.config.text_dim)
+    x, text = torch.randn(1, *trainer.stream.shape), torch.randn(1, tiny_wan.TOKENS, student.config.text_dim)
     both, texts, t, ts = torch.cat([x, x]), torch.cat([text, text]), torch.tensor([500.0]), torch.tensor([500.0, 500.0])
     prior_inputs = (x, t, text) if stage.prior_guidance == 1 else (both, ts, texts)
 

@@ -106,7 +106,7 @@ def _role(name: str, kind, method: Method, teacher, recipe, device, made: dict[s
             return Role(name, getattr(method, f"build_{name}")(teacher), **options)
     weights = torch.float32 if isinstance(kind, Trained) else low
     role = Role(name, teacher.network(dtype=weights).eval(), **options)
-    if isinstance(kind, Trained) and recipe.train.activation_checkpointing:
+    if recipe.train.activation_checkpointing:  # frozen ones too: gradients may pass through them
         role.module.enable_checkpointing()
     if _source(kind) not in (None, "teacher"):
         role.copy_from(made[_source(kind)])

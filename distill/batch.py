@@ -40,7 +40,7 @@ def generator(*key: int | str) -> torch.Generator:
 
 @dataclass
 class Batch:
-    """A micro-batch of prompts.
+    """A micro-batch of prompts, or of records of a trajectory store.
 
     Attributes:
         cond, negative: the prompts and the negative prompt, encoded, one row per sample.
@@ -48,6 +48,8 @@ class Batch:
         shape: of one latent, (C, F, H, W).
         update: position of the current update within its step; part of the key of every draw.
         state: tensors that a method carries through the updates of one step, saved with a checkpoint.
+        trajectory: (B, K + 1, C, F, H, W), float32: the teacher's latents at the noise levels `Method.levels()`, noise
+            first, for methods that read "trajectories".
     """
 
     prompts: list[str]
@@ -59,6 +61,7 @@ class Batch:
     device: torch.device = torch.device("cpu")
     update: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
+    trajectory: Tensor | None = None
     _draws: int = 0
 
     def __len__(self) -> int:

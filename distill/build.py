@@ -10,7 +10,7 @@ from .recipe import Recipe
 def describe(recipe: Recipe) -> list[str]:
     """Lines for people."""
     method = assemble.method(recipe)
-    teacher = teachers.load(recipe.teacher)
+    teacher = teachers.load(recipe.teacher, recipe.video)
     video = recipe.video
     shape = teacher.latent_shape(video.frames, video.height, video.width)
     lines = [f"latents   {' x '.join(map(str, shape))} (channels, frames, height, width)"]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from . import launch, registry, yaml_source
+from . import image_prompt, launch, registry, summary, yaml_source
 from . import recipe as recipes
 from .embedded.spec import TeacherRecipe
 from .errors import Stopped, UserError, user_line
@@ -31,6 +31,8 @@ Overrides = Annotated[
     list[str], typer.Argument(metavar="[KEY=VALUE]...", help="As in optim.student.lr=1e-6.", show_default=False)
 ]
 
+Processes = Annotated[int, typer.Option(min=1, help="On this machine, one per GPU.")]
+
 
 @app.command()
 def run(
@@ -38,7 +40,7 @@ def run(
         Path, typer.Argument(metavar="RECIPE|RUN", help="A YAML file, or the folder of a run to go on with.")
     ],
     overrides: Overrides = [],  # noqa: B006, typer reads it
-    processes: Annotated[int, typer.Option(min=1, help="On this machine, one per GPU.")] = 1,
+    processes: Processes = 1,
 ) -> None:
     """Train a recipe, or go on with a run where it stopped."""
     checked = _recipe(recipe, overrides)
@@ -47,29 +49,49 @@ def run(
     from . import trainer
 
     folder = trainer.run(checked)
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(f"page: {folder / 'index.html'}")
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        sys.stdout.flush()
-        os._exit(0)  # everything is written; gloo's threads have aborted ordinary exits (docs/log.md)
+    _end(f"page: {folder / 'index.html'}")
+
+
+@app.command()
+def synthesize(recipe: RecipePath, overrides: Overrides = [], processes: Processes = 1) -> None:  # noqa: B006
+    """Record the teacher's trajectories that a recipe asks for, or go on; replace damaged shards."""
+    checked = _recipe(recipe, overrides)
+    if checked.data.trajectories is None:
+        raise UserError(f"{recipe} has no section data.trajectories: there is nothing to record")
+    recipes.check_output(checked.data.trajectories.path, "data.trajectories.path")
+    if processes > 1:
+        sys.exit(launch.launch(processes, ["synthesize", str(recipe), *overrides]))
+    from . import synthesize as recording
+
+    _end(f"store: {recording.run(checked)}")
 
 
 @app.command()
 def check(
-    recipe: RecipePath,
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE|STORE", help="A YAML file, or a trajectory store.", show_default=False)
+    ],
     overrides: Overrides = [],  # noqa: B006
     build: Annotated[
         bool, typer.Option("--build", help="Also build the networks, without weights, and count.")
     ] = False,
 ) -> None:
-    """Check a recipe without running it."""
-    if _trains_a_teacher(recipe):
+    """Check a recipe without running it, or every byte of a trajectory store."""
+    if (recipe / "index.json").is_file():
+        _check_store(recipe, [*overrides, *(["--build"] if build else [])])
+    elif _trains_a_teacher(recipe):
         if build:
             raise UserError(f"--build: {recipe} trains a teacher, which has no method to build")
         recipes.load(recipe, overrides, model=TeacherRecipe)
     else:
-        for line in _described(_recipe(recipe, overrides), build):
+        checked = _recipe(recipe, overrides)
+        for line in summary.describe(checked):
             typer.echo(line)
+        if build:
+            from . import build as builder
+
+            for line in builder.describe(checked):
+                typer.echo(line)
     typer.echo(f"{recipe}: no faults")
 
 
@@ -123,6 +145,9 @@ def sample(
     source: Annotated[str, typer.Argument(help="A run, a pipeline's folder, or `embedded`.", show_default=False)],
     prompt: Annotated[list[str], typer.Option(help="Repeat it for several clips.")] = [],  # noqa: B006
     prompts: Annotated[Path | None, typer.Option(help="A file, one prompt per line.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="What every --prompt starts from, for image-to-video.", show_default=False)
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Default: the student's own.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     guidance: Annotated[
@@ -134,6 +159,10 @@ def sample(
     """Make clips with a student or a teacher."""
     if not prompt and prompts is None:
         raise UserError("nothing to sample: give --prompt TEXT or --prompts FILE")
+    if image is not None:
+        if not prompt:
+            raise UserError(f"--image {image} has no --prompt TEXT; the prompts of a file name images of their own")
+        prompt = [image_prompt.join(image, text) for text in prompt]
     from . import sample as sampling
     from .data.prompts import read
 
@@ -192,6 +221,15 @@ def main() -> None:
         _leave(line, 2)
 
 
+def _end(message: str) -> None:
+    """Say it once; of several processes, each ends here."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(message)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        os._exit(0)  # everything is written; gloo's threads have aborted ordinary exits (docs/log.md)
+
+
 def _leave(message: str, code: int) -> None:
     if os.environ.get("RANK", "0") == "0":
         typer.echo(message, err=True)
@@ -218,28 +256,16 @@ def _trains_a_teacher(path: Path) -> bool:
     return teacher > distilled
 
 
-def _described(recipe: recipes.Recipe, build: bool) -> list[str]:
-    if not build:
-        return _summary(recipe)
-    from . import build as builder
+def _check_store(path: Path, rest: list[str]) -> None:
+    if rest:
+        raise UserError(f"{path} is a trajectory store, to which {rest[0]} does not apply")
+    from .data import trajectories
+    from .progress import Progress
 
-    return _summary(recipe) + builder.describe(recipe)
-
-
-def _summary(recipe: recipes.Recipe) -> list[str]:
-    video, train = recipe.video, recipe.train
-    return [
-        f"teacher   {recipe.teacher.family} {recipe.teacher.path}",
-        f"video     {video.frames} frames of {video.height} x {video.width} pixels, {video.fps} fps",
-        f"method    {recipe.method.name}: {_changed(recipe.method)}",
-        *(f"optim     {name}: lr {o.lr:g}, {o.schedule}" for name, o in recipe.optim.items()),
-        f"train     {train.batch_size} samples per update, {train.micro_batch_size} at a time, {train.precision}",
-        f"output    {recipe.output}",
-    ]
-
-
-def _changed(method: recipes.MethodSpec) -> str:
-    """The options that differ from the constructor's defaults."""
-    defaults = {name: field.default for name, field in registry.options(method.name).model_fields.items()}
-    said = [f"{name} {value}" for name, value in method.options.items() if value != defaults[name]]
-    return ", ".join(said) or "all defaults"
+    store = trajectories.Store(path)
+    for line in store.describe():
+        typer.echo(line)
+    with Progress("checking", "shard", len(store.shards)) as progress:
+        damaged = store.damaged(thorough=True, show=progress.show)
+    if damaged:
+        raise UserError("\n".join(damaged))

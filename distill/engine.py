@@ -36,6 +36,10 @@ class Role:
         self.evaluations = 0
 
     @property
+    def guidance_embedded(self) -> bool:
+        return getattr(self.module, "guidance_embedded", False)
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         return list(self.module.parameters())
 
@@ -159,6 +163,13 @@ class Engine:
         if box[1] is not None:
             raise box[1]
         return box[0]
+
+    def first(self, value: object | None) -> object | None:
+        """The first process's value that is not None, on all of them."""
+        values = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return next((v for v in values if v is not None), None)
 
     def close(self) -> None:
         """Leave together: a process that goes while another still reads from it takes that one down."""

@@ -13,11 +13,12 @@ from pathlib import Path
 import jinja2
 import torch
 
-from . import environment, flow, student, track, yaml_source
+from . import environment, flow, image_prompt, student, teachers, track, yaml_source
 from .errors import UserError
 from .student import Student
 
 CARD, SETTINGS = "README.md", "distill.json"
+EXAMPLE = "example.png"  # of families that start from an image
 TOLERANCE = 1e-5
 PROMPT = "a red circle moves right on a white background"  # compared on this and a clip of at most these sizes
 SMALL = {"frames": 9, "height": 64, "width": 64}
@@ -38,6 +39,8 @@ def export(run: Path, folder: Path, update: int | None = None) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     found.teacher.save(partial, found.method.student.role.module, shift)
+    if found.teacher.takes_images:
+        image_prompt.draw_example(partial / EXAMPLE)
     facts = settings(found, shift) | {"difference": difference(partial, found), "cost": cost(run, found.update)}
     (partial / SETTINGS).write_text(json.dumps(facts, indent=1) + "\n")
     (partial / CARD).write_text(card(folder.name, facts))
@@ -47,6 +50,12 @@ def export(run: Path, folder: Path, update: int | None = None) -> Path:
 
 
 def _shift(run: Path, found: Student) -> float:
+    if found.method.renoises:
+        name = found.recipe.method.name
+        raise UserError(
+            f"{run}: students of {name} add noise anew between their steps, and stock schedulers take Euler steps; "
+            f"such a student is not exported, only sampled: distill sample {run}"
+        )
     try:
         return flow.grid_shift(found.method.grid())
     except ValueError as error:
@@ -57,12 +66,14 @@ def _shift(run: Path, found: Student) -> float:
 def difference(folder: Path, found: Student) -> float:
     """The largest difference between the student's latents and those of the folder's stock pipeline; UserError if it
     is not rounding."""
-    teacher, method = found.teacher, found.method
-    size = {name: min(getattr(found.recipe.video, name), most) for name, most in SMALL.items()}
+    method, video = found.method, found.recipe.video
+    size = {name: min(getattr(video, name), most) for name, most in SMALL.items()}
+    teacher = teachers.load(found.recipe.teacher, video.model_copy(update=size))
+    prompt = image_prompt.join(folder / EXAMPLE, PROMPT) if teacher.takes_images else PROMPT
     noise = torch.randn(1, *teacher.latent_shape(**size), generator=torch.Generator().manual_seed(0)).to(teacher.device)
-    ours = method.sample(noise, teacher.encode([PROMPT]).to(teacher.device))
+    ours = method.sample(noise, teacher.encode([prompt]).to(teacher.device))
     teacher.unload()
-    theirs = teacher.sample_saved(folder, PROMPT, noise, steps=len(method.grid()) - 1)
+    theirs = teacher.sample_saved(folder, prompt, noise, steps=len(method.grid()) - 1)
     largest = (ours - theirs).abs().max().item()
     if not largest <= TOLERANCE:
         raise UserError(f"{folder}: the stock pipeline's latents differ by {largest:.2g} from the student's")
@@ -74,12 +85,14 @@ def settings(found: Student, shift: float) -> dict:
     recipe, grid = found.recipe, found.method.grid()
     return {
         "family": recipe.teacher.family,
+        "pipeline": found.teacher.pipeline,
         "steps": len(grid) - 1,
-        "guidance": 1.0,
+        "guidance": found.teacher.own_guidance,
         "shift": shift,
         "sigmas": grid.tolist(),
         "video": recipe.video.model_dump(),
         "max_sequence_length": found.teacher.max_sequence_length,
+        "example": EXAMPLE if found.teacher.takes_images else None,
         "update": found.update,
         "teacher": {"path": recipe.teacher.path, "fingerprint": found.teacher.fingerprint},
         "recipe": recipe.model_dump(mode="json"),

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import pydantic
 
-from . import registry, signature
+from . import image_prompt, registry, signature
 from .errors import UserError
 from .yaml_source import Key, Source, did_you_mean, missing
 
@@ -35,6 +35,8 @@ def check(source: Source, model: type[pydantic.BaseModel]) -> tuple[pydantic.Bas
         _check_teacher(source)
         _check_optim(source)
         _check_train(source)
+        _check_trajectories(source)
+        _check_videos(source)
     return validate(source, model, source.data, ()), options
 
 
@@ -56,7 +58,7 @@ def _lines(error: pydantic.ValidationError, model: type[pydantic.BaseModel], dat
     for fault in error.errors(include_url=False):
         key = _key(fault, data)
         found.setdefault(key, []).append(_text(fault, model, key))
-        if fault["type"] not in ("extra_forbidden", "missing"):
+        if fault["type"] != "extra_forbidden" and not _lacks_key(fault):
             inputs[key] = f", is {_brief(fault['input'])}"
     for key, texts in found.items():
         if not any(len(other) > len(key) and other[: len(key)] == key for other in found):
@@ -67,9 +69,14 @@ def _key(fault: dict[str, Any], data: Any) -> Key:
     """The place in the data; pydantic's own also names the branches of unions."""
     key: Key = ()
     for part in fault["loc"]:
-        if isinstance(data, dict) and part in data or isinstance(data, list) and isinstance(part, int):
+        if isinstance(data, dict) and part in data or isinstance(data, list) and part in range(len(data)):
             key, data = (*key, part), data[part]
-    return (*key, fault["loc"][-1]) if fault["type"] == "missing" else key
+    return (*key, fault["loc"][-1]) if _lacks_key(fault) else key
+
+
+def _lacks_key(fault: dict[str, Any]) -> bool:
+    """A list that is too short is missing something as well, but at no key."""
+    return fault["type"] == "missing" and isinstance(fault["loc"][-1], str)
 
 
 def _text(fault: dict[str, Any], model: type[pydantic.BaseModel], key: Key) -> str:
@@ -77,7 +84,7 @@ def _text(fault: dict[str, Any], model: type[pydantic.BaseModel], key: Key) -> s
         known = _known(model, key[:-1])
         return f"unknown key{did_you_mean(str(key[-1]), known) or '; known are ' + ', '.join(known)}"
     if fault["type"] == "missing":
-        return "required, but missing"
+        return "required, but missing" if _lacks_key(fault) else f"needs {fault['loc'][-1] + 1} entries or more"
     return fault["msg"].removeprefix("Input ")
 
 
@@ -126,6 +133,8 @@ def _resolve_paths(source: Source, model: type[pydantic.BaseModel], section: Key
         inner = _inner(field.annotation)
         if kinds and isinstance(value, str) and value:
             data[name] = _resolved(source, key, value, kinds[0])
+        elif kinds and isinstance(value, list):
+            data[name] = [_prompt(source, (*key, i), each) for i, each in enumerate(value)]
         elif isinstance(inner, type) and issubclass(inner, pydantic.BaseModel):
             _resolve_paths(source, inner, key)
 
@@ -145,6 +154,18 @@ def _resolved(source: Source, key: Key, value: str, kind: Relative) -> str:
         hub = ", nor is it a hub id (organisation/name)" if kind is Relative.TEACHER else ""
         source.fault(mark, f"{_dotted(key)}: {missing(path)}{hub}")
     return str(path.absolute())
+
+
+def _prompt(source: Source, key: Key, value: Any) -> Any:
+    """A prompt with the path of its image, if it has one, made absolute; its absence is noted."""
+    mark = source.mark(key)
+    if not isinstance(value, str) or not image_prompt.has_image(value):
+        return value
+    prompt = image_prompt.resolved(value, mark.folder)
+    path, _ = image_prompt.split(prompt)
+    if not path.exists():
+        source.fault(mark, f"{_dotted(key)}: {missing(path)}")
+    return prompt
 
 
 def _is_hub_id(value: str) -> bool:
@@ -220,3 +241,26 @@ def _check_train(source: Source) -> None:
         and not _at(source, "train", "steps")
     ):
         source.fault(source.mark(("train",)), "train.steps: required, but missing: the method has no stages of its own")
+
+
+def _check_trajectories(source: Source) -> None:
+    given, method = _at(source, "data", "trajectories"), _signature(source)
+    if method and given is None and "trajectories" in method.data and isinstance(_at(source, "data"), dict):
+        text = "data.trajectories: required, but missing: the method learns from recorded trajectories"
+        source.fault(source.mark(("data",)), text)
+    if method and given is not None and "trajectories" not in method.data:
+        mark = source.mark(("data", "trajectories"))
+        source.fault(mark, "data.trajectories: the method reads no trajectories; leave it out")
+    steps, keep = (_at(source, "data", "trajectories", key) for key in ("steps", "keep"))
+    steps, keep = 50 if steps is None else steps, 5 if keep is None else keep  # the section's defaults
+    if given is not None and type(steps) is int and type(keep) is int and keep > 0 and steps % keep:
+        fitting = ", ".join(str(m) for m in range(1, steps + 1) if steps % m == 0)
+        text = f"data.trajectories.keep: {keep} does not divide steps {steps}; it may be all, or one of {fitting}"
+        source.fault(source.mark(("data", "trajectories", "keep")), text)
+
+
+def _check_videos(source: Source) -> None:
+    method = _signature(source)
+    if method and "videos" in method.data:
+        text = "method.name: this method learns from real videos, and no section of a recipe can give them yet"
+        source.fault(source.mark(("method", "name")), text)

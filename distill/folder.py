@@ -12,7 +12,8 @@ from .errors import UserError
 from .recipe import Recipe
 
 # What does not touch the training; of the prompts the content counts, not the path (trainer._fits).
-MAY_CHANGE = ("validation", "evaluation", "checkpoint", "log", "output", "data.prompts")
+STORE = tuple(f"data.trajectories.{key}" for key in ("path", "batch_size", "shard", "clips"))
+MAY_CHANGE = ("validation", "evaluation", "health", "checkpoint", "log", "output", "data.prompts", *STORE)
 
 
 class RunFolder:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import assemble, flow, validation
+from . import assemble, validation
 from .batch import Condition
 from .data.prompts import Embeddings
 from .engine import Role
@@ -27,10 +27,8 @@ class Gallery:
     def teacher_clips(self) -> None:
         """Written once; the student's are measured against them."""
         if self.recipe.validation:
-            net = Net(self._teacher())
-            validation.teacher_clips(
-                self.folder, self.teacher, net, self.embeddings, self.recipe, self.device, self._shift()
-            )
+            net, shift = Net(self._teacher()), self.method.teacher_shift()
+            validation.teacher_clips(self.folder, self.teacher, net, self.embeddings, self.recipe, self.device, shift)
 
     def clips(self, update: int) -> dict:
         """The student's after so many updates; returns a log line."""
@@ -48,7 +46,7 @@ class Gallery:
             self.sample,
             self.embeddings,
             self.recipe,
-            self._shift(),
+            self.method.teacher_shift(),
             update=update,
             roles={id(role): role for role in [*self.roles.values(), net.role]}.values(),
             tell=tell,
@@ -63,9 +61,6 @@ class Gallery:
             return self.method.sample(noise, cond)
         finally:
             self.method.student = student
-
-    def _shift(self) -> float:
-        return flow.grid_shift(self.method.grid())
 
     def _teacher(self) -> Role:
         """The method's own, or one that is loaded for the purpose."""

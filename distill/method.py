@@ -32,6 +32,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from . import flow
 from .batch import Batch, Condition
 
 Terms = Tensor | dict[str, Tensor]
@@ -102,10 +103,15 @@ class Method(nn.Module):
 
     State that must survive an interruption is buffers and submodules of the method, or, if it follows a micro-batch
     through the updates of one step, tensors in `batch.state`. `stage` is set by the trainer before every call.
+
+    `data` names what batches hold: "prompts", or "trajectories" of the teacher, recorded once (`batch.trajectory`);
+    "videos" beside prompts are real ones (`batch.video`). `renoises` says that `sample` is not Euler steps on `grid`
+    but adds noise anew between its steps, as no stock scheduler does: such a student is not exported.
     """
 
     networks: ClassVar[dict[str, Network]]
     data: ClassVar[tuple[str, ...]] = ("prompts",)
+    renoises: ClassVar[bool] = False
     stage: Stage
 
     def stages(self) -> list[Stage] | None:
@@ -126,3 +132,11 @@ class Method(nn.Module):
     def grid(self) -> Tensor:
         """The noise levels of `sample`, (steps + 1,), from 1 to 0: what the exported scheduler must reproduce."""
         raise NotImplementedError(f"{type(self).__name__} must define grid()")
+
+    def teacher_shift(self) -> float:
+        """Shift of the noise levels at which the teacher is sampled beside the student, with as many steps as asked."""
+        return flow.grid_shift(self.grid())
+
+    def levels(self) -> Tensor:
+        """The noise levels of the latents in `batch.trajectory`, (K + 1,), float64, from 1 to 0."""
+        return self.grid()

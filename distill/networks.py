@@ -1,5 +1,6 @@
 """The handle through which a method sees a network: noise levels in, velocities out, float32 at the border."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -10,7 +11,13 @@ from .batch import Condition
 
 
 class Role(Protocol):
-    """What stands behind a handle: a network in its place (distill/engine.py)."""
+    """What stands behind a handle: a network in its place (distill/engine.py).
+
+    Attributes:
+        guidance_embedded: the network takes the guidance scale as a condition (teachers/base.py).
+    """
+
+    guidance_embedded: bool
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Condition, **extra) -> Tensor: ...
 
@@ -32,11 +39,25 @@ class Net:
         return flow.x0(x, self(x, sigma, cond, **extra), sigma.to(x.device, torch.float32))
 
     def guided(self, x: Tensor, sigma: Tensor, cond: Condition, negative: Condition, scale: float) -> Tensor:
-        """The velocity under classifier-free guidance, in one batched call; scale 1 evaluates the condition alone."""
+        """The velocity under guidance, in one batched call; scale 1 evaluates the condition alone.
+
+        A network with embedded guidance is told the scale and evaluates the condition alone, whatever the scale.
+        """
+        if self.role.guidance_embedded:
+            return self(x, sigma, Condition(cond, guidance=torch.full(x.shape[:1], float(scale), device=x.device)))
         if scale == 1:
             return self(x, sigma, cond)
-        both = self(torch.cat([x, x]), torch.cat([sigma, sigma]), Condition.cat([cond, negative]))
+        uncond = Condition({**cond, **negative})  # of an image, too, which guidance does not lead away from
+        both = self(torch.cat([x, x]), torch.cat([sigma, sigma]), Condition.cat([cond, uncond]))
         return flow.guide(*both.chunk(2), scale)
+
+    def features(self, x: Tensor, sigma: Tensor, cond: Condition, layers: Sequence[int]) -> list[Tensor]:
+        """Hidden states after these transformer blocks, counted from 1; no block after the deepest is evaluated.
+
+        Each is (B, D, F', h, w) with one position per patch token, float32. Gradients pass to x.
+        """
+        flow.like(sigma, x)
+        return [f.float() for f in self.role.forward(x, sigma.to(x.device, torch.float32), cond, features=layers)]
 
     def copy_from(self, other: "Net") -> None:
         """Take over the other network's weights; optimizer moments stay."""

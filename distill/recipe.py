@@ -48,7 +48,7 @@ class TeacherSpec(Section):
     revision: Text | None = None
     """Of the hub repository."""
     max_sequence_length: PositiveInt | None = None
-    """Text tokens; null: what the tokenizer allows, at most 512."""
+    """Text tokens; null: what the tokenizer allows, at most the pipeline's default."""
 
 
 class Video(Section):
@@ -60,11 +60,39 @@ class Video(Section):
     fps: PositiveInt
 
 
+class Trajectories(Section):
+    """The teacher's own denoising of data.prompts, recorded once (docs/trajectories.md)."""
+
+    path: Annotated[Path, Relative.TO_HERE]
+    """The store's folder."""
+    records: PositiveInt
+    """Record j has prompt j, counted round the prompts, and noise of its own."""
+    steps: PositiveInt = 50
+    """Of the recorder, n."""
+    shift: PositiveFloat = 5.0
+    """Of the recorder's noise levels."""
+    guidance: PositiveFloat = 5.0
+    """1 is off."""
+    keep: PositiveInt | Literal["all"] = 5
+    """Key steps m: every (n / m)-th latent is kept, m + 1 in all."""
+    precision: Literal["fp16", "fp32"] = "fp16"
+    """Of the stored latents; bf16 would lose the differences between them."""
+    seed: NonNegativeInt = 0
+    batch_size: PositiveInt = 1
+    """Records made at once; results agree between sizes but for the last bits."""
+    shard: PositiveInt = 16
+    """Records per file."""
+    clips: bool = False
+    """Also decode the last latents."""
+
+
 class Data(Section):
     prompts: File
     """A text file, one prompt per line."""
     negative_prompt: str | None = None
     """null: the teacher family's own."""
+    trajectories: Trajectories | None = None
+    """For methods that learn from trajectories."""
 
 
 class MethodSpec(Section):
@@ -149,6 +177,19 @@ class Evaluation(Clips):
     """Measure the attributes that captions of the embedded teacher's world name."""
 
 
+Limits = tuple[NonNegativeFloat, PositiveFloat]
+
+
+class Health(Section):
+    """How far the validation clips may go from the teacher's, as ratios; beyond, the log says so (health.py)."""
+
+    motion: Limits = (0.5, 2.0)
+    """Change from frame to frame: below, the clips stand still."""
+    saturation: Limits = (0.67, 1.5)
+    variety: Limits = (0.5, 1.5)
+    """Difference between clips of different prompts: below, they are all alike."""
+
+
 class Log(Section):
     every: PositiveInt = 1
     """Updates."""
@@ -167,6 +208,7 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     validation: Validation | None = None
     evaluation: Evaluation | None = None
+    health: Health = Health()
     log: Log = Log()
     output: Annotated[Path, Relative.TO_HERE]
     """The run's folder."""
@@ -222,10 +264,10 @@ def _leaves(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def check_output(folder: Path) -> None:
-    """UserError unless the run's folder exists or can be made, and written to."""
+def check_output(folder: Path, key: str = "output") -> None:
+    """UserError unless the folder that a key names exists or can be made, and written to."""
     nearest = next(p for p in (folder, *folder.parents) if p.exists())
     if not nearest.is_dir():
-        raise UserError(f"output: {folder} cannot be made, {nearest} is a file")
+        raise UserError(f"{key}: {folder} cannot be made, {nearest} is a file")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"output: {folder} cannot be written, no permission in {nearest}; set output=FOLDER")
+        raise UserError(f"{key}: {folder} cannot be written, no permission in {nearest}; set {key}=FOLDER")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 
-from . import plot, track, validation, yaml_source
+from . import image_prompt, plot, track, validation, yaml_source
 from .evaluate import fidelity
 
 PAGE = "index.html"
@@ -42,9 +42,9 @@ def content(folder: Path) -> dict:
         "recipe": recipe,
         "options": yaml_source.read(folder / "recipe.yaml").data,
         "state": state(log),
-        "events": [line for line in log if line["kind"] in ("warning", "stop")],
+        "events": [line for line in log if line["kind"] in ("warning", "stop")] + unhealthy(log),
         "clips": shown,
-        "charts": list(charts(shown, updates)),
+        "charts": [*charts(shown, updates), *vitals(log)],
         "cost": cost(log, updates),
         "evaluation": loaded(folder / fidelity.RESULT),
         "environment": loaded(folder / "environment.json"),
@@ -75,7 +75,7 @@ def clips(folder: Path) -> dict | None:
     newest = found[shown[0]]
     students = [name for name in students if found[name]["prompts"] == newest["prompts"]]
     return {
-        "prompts": newest["prompts"],
+        "prompts": [image_prompt.text(prompt) for prompt in newest["prompts"]],
         "fps": newest["fps"],
         "seed": newest["seed"],
         "teachers": [{"folder": name, **found[name]} for name in teachers],
@@ -107,6 +107,22 @@ def distance(shown: dict) -> plot.Chart:
     best = shown["teachers"][0]["steps"]
     levels = {f"teacher, {t['steps']} steps": statistics.fmean(t["rmse"]) for t in shown["teachers"][1:]}
     return plot.Chart(f"Distance to the teacher's {best} steps (latent RMSE of the clips)", {"student": points}, levels)
+
+
+def unhealthy(log: list[dict]) -> list[dict]:
+    """What is wrong with the newest clips."""
+    newest = max((line["update"] for line in log if line["kind"] == "validation"), default=None)
+    return [line for line in log if line["kind"] == "health" and line["update"] == newest]
+
+
+def vitals(log: list[dict]) -> Iterator[plot.Chart]:
+    """The student's clips beside the teacher's, and where they were out of bounds."""
+    measured = [(line["update"], line["health"]) for line in log if line["kind"] == "validation" and "health" in line]
+    names = {name: None for _, ratios in measured for name in ratios}
+    series = {name: [(update, ratios[name]) for update, ratios in measured if name in ratios] for name in names}
+    marks = {line["update"]: "!" for line in log if line["kind"] == "health"}
+    if series:
+        yield plot.Chart("The student's clips over the teacher's (1 is alike)", series, {"teacher": 1.0}, marks)
 
 
 def networks(updates: list[dict]) -> list[str]:

@@ -16,7 +16,7 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import flow, samplers, student, teachers, video
+from . import flow, image_prompt, samplers, student, teachers, video
 from .batch import Condition
 from .engine import Role
 from .errors import UserError
@@ -26,9 +26,13 @@ from .teachers.base import Teacher
 from .teachers.files import PipelineFiles
 from .validation import Sampler
 
-FAMILY = "wan"  # of folders that do not say
-STEPS, GUIDANCE = 50, 5.0  # WanPipeline's own
-VIDEO = {"frames": 81, "height": 480, "width": 832, "fps": 16}
+WAN = {"frames": 81, "height": 480, "width": 832, "fps": 16}
+HUNYUAN = {"frames": 129, "height": 720, "width": 1280, "fps": 24}
+SETTINGS = {  # of pipelines that do not say, as diffusers has them
+    "WanPipeline": {"family": "wan", "steps": 50, "guidance": 5.0, "video": WAN},
+    "WanImageToVideoPipeline": {"family": "wan_i2v", "steps": 50, "guidance": 5.0, "video": WAN},
+    "HunyuanVideoPipeline": {"family": "hunyuan_video", "steps": 50, "guidance": 6.0, "video": HUNYUAN},
+}
 
 
 @dataclass
@@ -51,10 +55,13 @@ class Source:
     def sampler(self, steps: int | None, guidance: float | None) -> Sampler:
         """Steps and guidance as asked for, or as this source has them."""
         steps, guidance = steps or self.steps, self.guidance if guidance is None else guidance
-        if self.own is not None and (steps, guidance) == (self.steps, 1):
+        unguided = guidance == self.teacher.own_guidance
+        if self.own is not None and unguided and steps == self.steps:
             return self.own
         sigmas = flow.grid(steps, self.shift)
-        negative = None if guidance == 1 else self.teacher.encode([self.negative_prompt]).to(self.teacher.device)
+        if unguided:
+            return lambda noise, cond: samplers.euler(self.net, noise, sigmas, cond)
+        negative = self.teacher.encode([self.negative_prompt]).to(self.teacher.device)
         return lambda noise, cond: samplers.euler(self.net, noise, sigmas, cond, negative, guidance)
 
     def noise(self, seed: int) -> Tensor:
@@ -77,11 +84,12 @@ def sample(
 
     Args:
         source: a run, a pipeline's folder or hub id, or `embedded`.
-        steps, guidance: None is what a student was distilled for, or 50 and 5.0 for a teacher.
+        steps, guidance: None is what a student was distilled for, or what a teacher's pipeline does.
         latents: write them too, as safetensors beside the clips.
     """
     opened = open_source(source)
     sampler = opened.sampler(steps, guidance)
+    image_prompt.check(prompts, opened.teacher)
     cond = opened.teacher.encode(list(prompts))
     opened.teacher.unload()
     out.mkdir(parents=True, exist_ok=True)
@@ -105,9 +113,9 @@ def _of_run(run: Path) -> Source:
     return Source(
         teacher=found.teacher,
         net=method.student,
-        shift=flow.grid_shift(method.grid()),
+        shift=method.teacher_shift(),
         steps=len(method.grid()) - 1,
-        guidance=1.0,
+        guidance=found.teacher.own_guidance,
         video=recipe.video,
         negative_prompt=found.teacher.negative_prompt if own is None else own,
         own=method.sample,
@@ -116,19 +124,19 @@ def _of_run(run: Path) -> Source:
 
 def _of_pipeline(path: str) -> Source:
     """Exported students, and the embedded teacher, have a distill.json that says how they are used."""
-    card = PipelineFiles(teachers.locate(path)).folder() / "distill.json"
-    said = json.loads(card.read_text()) if card.is_file() else {}
-    spec = TeacherSpec(
-        family=said.get("family", FAMILY), path=path, max_sequence_length=said.get("max_sequence_length")
-    )
-    teacher = teachers.load(spec)
+    files = PipelineFiles(teachers.locate(path))
+    name, card = files.json("model_index.json").get("_class_name"), files.folder() / "distill.json"
+    said = SETTINGS.get(name, SETTINGS["WanPipeline"]) | (json.loads(card.read_text()) if card.is_file() else {})
+    spec = TeacherSpec(family=said["family"], path=path, max_sequence_length=said.get("max_sequence_length"))
+    size = Video(**said["video"])
+    teacher = teachers.load(spec, size)
     return Source(
         teacher=teacher,
         net=Net(Role("network", teacher.network().eval(), device=teacher.device)),
         shift=teacher.shift,
-        steps=said.get("steps", STEPS),
-        guidance=said.get("guidance", GUIDANCE),
-        video=Video(**said.get("video", VIDEO)),
+        steps=said["steps"],
+        guidance=said["guidance"],
+        video=size,
         negative_prompt=said.get("negative_prompt", teacher.negative_prompt),
     )
 
@@ -142,5 +150,5 @@ def _clip(source: Source, sampler: Sampler, cond: Condition, path: Path, seed: i
 
 
 def _name(prompt: str, seed: int) -> str:
-    words = re.sub(r"[^a-z0-9]+", "_", prompt.lower()).strip("_")
+    words = re.sub(r"[^a-z0-9]+", "_", image_prompt.text(prompt).lower()).strip("_")
     return f"{words[:60].rstrip('_') or 'clip'}_{seed}.mp4"

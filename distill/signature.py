@@ -30,6 +30,7 @@ class Signature:
         hints: their annotations as written.
         networks: name -> kind, as in {"student": "Trained"}.
         has_stages: whether the class or a base defines `stages`.
+        data: the streams that it reads.
     """
 
     description: str
@@ -37,6 +38,7 @@ class Signature:
     hints: dict[str, str]
     networks: dict[str, str]
     has_stages: bool
+    data: tuple[str, ...]
 
 
 def read(module: str, name: str) -> Signature:
@@ -53,6 +55,7 @@ def read(module: str, name: str) -> Signature:
         hints={arg.arg: ast.unparse(arg.annotation) for arg, _ in _arguments(source, name, init)},
         networks=_networks(name, classes),
         has_stages=any(_member(node, "stages") for _, node in classes),
+        data=_data(name, classes),
     )
 
 
@@ -194,6 +197,16 @@ def _networks(name: str, classes: list[tuple[_Source, ast.ClassDef]]) -> dict[st
                 raise UserError(f"{source.at(item)}: {name}.networks must be a literal, as in {{'student': Trained()}}")
             return found
     raise UserError(f"{classes[0][0].at(classes[0][1])}: {name} declares no networks")
+
+
+def _data(name: str, classes: list[tuple[_Source, ast.ClassDef]]) -> tuple[str, ...]:
+    for source, node in classes:
+        if item := _member(node, "data"):
+            try:
+                return tuple(ast.literal_eval(item.value))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{source.at(item)}: {name}.data must be a literal, as in ('prompts',)") from error
+    return ("prompts",)
 
 
 def _called(node: ast.expr) -> str | None:

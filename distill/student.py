@@ -28,7 +28,7 @@ class Student:
 def load(run: Path, update: int | None = None) -> Student:
     """The student after an update that has a checkpoint, or of the newest one that is whole."""
     recipe = recipes.load(run / "recipe.yaml")
-    teacher = teachers.load(recipe.teacher)
+    teacher = teachers.load(recipe.teacher, recipe.video)
     newest = checkpoint.newest(run, lambda message: None) if update is None else checkpoint.folder(run, update)
     method = assemble.sampler(run, teacher, recipe, update)
     position = checkpoint.manifest(newest)["position"]

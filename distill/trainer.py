@@ -9,12 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import assemble, checkpoint, report, teachers
+from . import assemble, checkpoint, health, memory, report, supply, teachers
 from .batch import Batch
 from .checkpoint import Position
-from .data import prompts
-from .data.prompts import Embeddings
-from .data.stream import PromptStream, check_share
+from .data.stream import check_share
 from .descent import NonFinite, descend
 from .engine import Engine
 from .errors import Stopped, UserError
@@ -46,10 +44,9 @@ class Trainer:
         check_share(recipe.train, engine.world)
         self.method = assemble.method(recipe)
         self.stages = assemble.stages(self.method, recipe)
-        self.teacher = teachers.load(recipe.teacher)
-        video = recipe.video
-        self.shape = self.teacher.latent_shape(video.frames, video.height, video.width)
-        self.embeddings, self.stream = self._data()
+        self.teacher = teachers.load(recipe.teacher, recipe.video)
+        self.embeddings = supply.encoded(recipe, self.teacher, engine)
+        self.stream = supply.stream(recipe, self.method, self.teacher, self.embeddings, engine, stop)
         self.roles = assemble.roles(self.method, self.teacher, recipe, engine.device)
         self.averages = assemble.averages(self.method, recipe)
         self.gallery = Gallery(folder, recipe, self.teacher, self.method, self.roles, self.embeddings, engine.device)
@@ -84,7 +81,7 @@ class Trainer:
         self.method.begin(stage)
 
     def _step(self) -> None:
-        batches = self.stream.batches(self.position.steps, self.engine.rank, self.engine.world)
+        batches = self._batches()
         for batch, state in zip(batches, self.states, strict=bool(self.states)):
             batch.state.update(state)
         self.states = []
@@ -97,16 +94,43 @@ class Trainer:
             self.tracker.update(line | {"update": self.position.done, "seconds": time.perf_counter() - started})
             self._pause(batches)
 
+    def _batches(self) -> list[Batch]:
+        """The step's; where one process cannot read its own, all save and stop."""
+        batches, fault = [], None
+        try:
+            batches = self.stream.batches(self.position.steps, self.engine.rank, self.engine.world)
+        except UserError as error:
+            fault = str(error)
+        if fault := self.engine.first(fault):
+            new = self.position.done and not self.position.update  # within a step, one was just resumed
+            state = f"saved in {self._save([])}" if new else "that of the last checkpoint"
+            raise self._stopped(f"{fault}, and go on with `distill run {self.folder}`; its state is {state}", 2)
+        return batches
+
     def _descend(self, update, batches: list[Batch]) -> dict:
         at = {"step": self.position.step, "stage": self.position.stage, "stages": len(self.stages)}
         clip = self.recipe.optim[update.network].clip
+        before = self._memory(batches)
         try:
-            return at | descend(update, batches, self.position.update, self.roles, self.engine, clip)
+            line = descend(update, batches, self.position.update, self.roles, self.engine, clip)
         except NonFinite as fault:
+            self._remember(batches, *before)
             saved = self._save(batches) if self.position.done else "nothing was trained yet"
             stage = f"stage {at['stage'] + 1} of {at['stages']}"
             where = f"update {self.position.done + 1} ({stage}, step {at['step'] + 1})"
             raise self._stopped(f"{where}: {fault}; state before it: {saved}. Lower the learning rate", 1) from fault
+        memory.settle(self.method, self.engine.average)
+        return at | line
+
+    def _memory(self, batches: list[Batch]) -> tuple[dict, list[dict]]:
+        """What the losses of an update may change: the method's state and that of the step."""
+        method = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self.method.state_dict().items()}
+        return method, [dict(batch.state) for batch in batches]
+
+    def _remember(self, batches: list[Batch], method: dict, states: list[dict]) -> None:
+        self.method.load_state_dict(method)
+        for batch, state in zip(batches, states, strict=True):
+            batch.state = state
 
     def _average(self, network: str) -> None:
         for name, (of, decay) in self.averages.items():
@@ -156,7 +180,10 @@ class Trainer:
         report.write(self.folder)
 
     def _clips(self) -> None:
-        self.tracker.event("validation", **self.gallery.clips(self.position.done))
+        line = self.gallery.clips(self.position.done)
+        self.tracker.event("validation", **line)
+        for message in health.faults(line["health"], self.recipe.health.model_dump()):
+            self.tracker.event("health", update=self.position.done, message=message)
         report.write(self.folder)
 
     def _evaluate(self) -> None:
@@ -164,20 +191,6 @@ class Trainer:
             self.tracker.event("evaluation", **self.gallery.evaluate(self.position.done, self.tracker.say))
 
     # Beginning and end
-
-    def _data(self) -> tuple[Embeddings, PromptStream]:
-        """Encode every prompt of the run once, and let the text encoder go."""
-        recipe, train = self.recipe, prompts.read(self.recipe.data.prompts)
-        negative = recipe.data.negative_prompt
-        negative = self.teacher.negative_prompt if negative is None else negative
-        embeddings = Embeddings(self.teacher)
-        listed = [section.prompts for section in (recipe.validation, recipe.evaluation) if section]
-        wanted = [*train, negative, *(p for each in listed for p in prompts.listed(each))]
-        self.engine.main_first(lambda: embeddings.prepare(wanted))
-        self.teacher.unload()
-        encoded = embeddings.get([negative])
-        stream = PromptStream(train, embeddings.get, encoded, self.shape, recipe.train, self.engine.device)
-        return embeddings, stream
 
     def _resume(self) -> None:
         warnings: list[str] = []
@@ -211,9 +224,10 @@ class Trainer:
                 f"{path} is of method {manifest['method']!r}, the recipe's is {name!r}; set output=NEW_FOLDER"
             )
         if manifest["prompts"] != self.stream.digest:
+            recorded, data = "trajectories" in self.method.data, self.recipe.data
+            where, what = (data.trajectories.path, "trajectories") if recorded else (data.prompts, "prompts")
             raise UserError(
-                f"{self.recipe.data.prompts}: not the prompts that {path} was trained on; "
-                "restore them, or set output=NEW_FOLDER"
+                f"{where}: not the {what} that {path} was trained on; restore them, or set output=NEW_FOLDER"
             )
         free = manifest["position"]["update"] == 0 and not self.method.state_dict()
         if manifest["world_size"] != world and not free:

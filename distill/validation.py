@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from . import flow, samplers, video
+from . import flow, health, image_prompt, samplers, video
 from .batch import Condition, generator
 from .data import prompts
 from .networks import Net
@@ -30,12 +30,14 @@ def clips(folder: Path, update: int, teacher, sample: Sampler, embeddings, recip
     target = folder / "samples" / f"update_{update:08d}"
     latents = generate(sample, teacher, embeddings, recipe, device)
     distance = distances(latents, teacher_latents(folder, max(recipe.validation.teacher_steps)))
-    store(target, latents, settings(recipe) | {"update": update, "rmse": distance}, teacher)
+    vitals = store(target, latents, settings(recipe) | {"update": update, "rmse": distance}, teacher)
+    best = shown(folder / "samples" / f"teacher_{max(recipe.validation.teacher_steps)}")
     return {
         "update": update,
         "folder": target.relative_to(folder).as_posix(),
         "prompts": texts(recipe),
         "rmse": sum(distance) / len(distance),
+        "health": health.ratios(vitals, best["vitals"]),
         "seconds": time.perf_counter() - started,
     }
 
@@ -48,7 +50,8 @@ def teacher_clips(
     for steps in sorted(set(recipe.validation.teacher_steps), reverse=True):
         target = folder / "samples" / f"teacher_{steps}"
         info = settings(recipe) | {"steps": steps, "guidance": guidance, "shift": shift}
-        if info.items() <= shown(target).items():
+        there = shown(target)
+        if info.items() <= there.items() and "vitals" in there:  # clips made before there were vitals are made anew
             continue
         sample = teacher_sampler(net, steps, shift, guidance, negative(teacher, embeddings, recipe, device))
         latents = generate(sample, teacher, embeddings, recipe, device)
@@ -62,7 +65,9 @@ def texts(recipe) -> list[str]:
 
 def settings(recipe) -> dict:
     """What all clips of a run share."""
-    return {"prompts": texts(recipe), "seed": recipe.validation.seed, "fps": recipe.video.fps}
+    images = image_prompt.contents(texts(recipe))
+    said = {"prompts": texts(recipe), "seed": recipe.validation.seed, "fps": recipe.video.fps}
+    return said | ({"images": images} if images else {})
 
 
 def shown(folder: Path) -> dict:
@@ -95,8 +100,8 @@ def generate(sample: Sampler, teacher, embeddings, recipe, device: torch.device 
     return latents
 
 
-def store(target: Path, latents: list[Tensor], info: dict, teacher, keep: bool = False) -> None:
-    """Write NN.mp4, a contact sheet and, last of all, clips.json; with `keep`, the latents too."""
+def store(target: Path, latents: list[Tensor], info: dict, teacher, keep: bool = False) -> dict[str, float]:
+    """Write NN.mp4, a contact sheet and, last of all, clips.json; with `keep`, the latents too. Returns the vitals."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     decoded = [teacher.decode(x[None])[0] for x in latents]
@@ -105,9 +110,11 @@ def store(target: Path, latents: list[Tensor], info: dict, teacher, keep: bool =
     video.sheet(target / "sheet.png", decoded)
     if keep:
         save_file({f"{j:02d}": x.contiguous() for j, x in enumerate(latents)}, target / "latents.safetensors")
+    vitals = health.vitals([clip.numpy() for clip in decoded])
     partial = target / "clips.partial"
-    partial.write_text(json.dumps(info, indent=1))
+    partial.write_text(json.dumps(info | {"vitals": vitals}, indent=1))
     os.replace(partial, target / CLIPS)
+    return vitals
 
 
 def teacher_latents(folder: Path, steps: int) -> list[Tensor]:

@@ -26,13 +26,13 @@ class StepSize(Stage):
     """The stage in which the student learns to cross k teacher steps.
 
     Args:
-        guidance, prior_guidance: scales of the teacher and of the frozen student.
+        guidance, prior_guidance: scales of the teacher and of the frozen student; None asks it as it was trained.
         trajectories: the indices i that each trajectory visits; the last one may be cut short.
     """
 
     k: int
     guidance: float
-    prior_guidance: float
+    prior_guidance: float | None
     trajectories: tuple[range, ...]
 
 
@@ -112,7 +112,7 @@ class GPD(Method):
             carry_optimizers=self.carry_optimizer,
             k=k,
             guidance=w,
-            prior_guidance=w if n == 0 or self.frozen_guidance == "always" else 1.0,
+            prior_guidance=w if n == 0 or self.frozen_guidance == "always" else None,
             trajectories=trajectories,
         )
 
@@ -163,9 +163,10 @@ class GPD(Method):
             z = self.solve(self.teacher, z, j, j - 1, batch, self.stage.guidance)
         return z
 
-    def solve(self, net: Net, z: Tensor, i: int, j: int, batch: Batch, scale: float) -> Tensor:
+    def solve(self, net: Net, z: Tensor, i: int, j: int, batch: Batch, scale: float | None) -> Tensor:
         """One Euler step of the guided flow from t_i to t_j (eq. 2)."""
-        v = net.guided(z, self.level(i, batch), batch.cond, batch.negative, scale)
+        level, cond = self.level(i, batch), batch.cond
+        v = net(z, level, cond) if scale is None else net.guided(z, level, cond, batch.negative, scale)
         return z + (self.t[j] - self.t[i]) * v
 
     def start(self, batch: Batch, i: int) -> Tensor:

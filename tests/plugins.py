@@ -1,6 +1,7 @@
 """A method that uses everything the interface offers, for tests of the trainer: `tests.plugins:Pair`."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,32 @@ class Pair(Method):
 
     def build_head(self, teacher) -> nn.Module:
         return Head(teacher.latent_shape(5, 32, 48)[0])
+
+    def sample(self, noise: Tensor, cond: Condition) -> Tensor:
+        return samplers.euler(self.student, noise, self.sigmas, cond)
+
+    def grid(self) -> Tensor:
+        return self.sigmas
+
+
+class Follow(Method):
+    """A student that learns the steps of recorded trajectories, one after the other."""
+
+    networks = {"student": Trained(init="teacher")}
+    data = ("trajectories",)
+
+    def __init__(self, steps: PositiveInt = 2, shift: PositiveFloat = 5.0):
+        super().__init__()
+        self.sigmas = flow.grid(steps, shift)
+
+    def updates(self, step: int):
+        yield Update("student", partial(self.loss, k=step % (len(self.sigmas) - 1)))
+
+    def loss(self, batch: Batch, k: int) -> Tensor:
+        x, x_next = batch.trajectory[:, k], batch.trajectory[:, k + 1]
+        slope = (x_next - x) / (self.sigmas[k + 1] - self.sigmas[k]).item()
+        sigma = torch.full((len(batch),), self.sigmas[k].item())
+        return (self.student(x, sigma, batch.cond) - slope).square().mean()
 
     def sample(self, noise: Tensor, cond: Condition) -> Tensor:
         return samplers.euler(self.student, noise, self.sigmas, cond)

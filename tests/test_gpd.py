@@ -386,7 +386,7 @@ def test_guiding_every_frozen_student_warns():
     with pytest.warns(UserWarning, match="frozen_guidance: always"):
         stages = GPD(frozen_guidance="always").stages()
     assert [stage.prior_guidance for stage in stages] == [stage.guidance for stage in stages]
-    assert [stage.prior_guidance for stage in GPD().stages()] == [6.0] + [1.0] * 6
+    assert [stage.prior_guidance for stage in GPD().stages()] == [6.0] + [None] * 6
 
 
 def test_moments_are_fresh_unless_carried():

@@ -60,9 +60,19 @@ def test_padding_is_not_stored(teacher, tmp_path):
     assert lengths == [1, 5, 7]
 
 
-def test_what_bf16_holds_is_stored_in_bf16_and_nothing_else():
-    exact, other = torch.tensor([[1.5, -2.0]]), torch.tensor([[0.1, 1.0]])
-    assert prompts._compact(exact).dtype == torch.bfloat16 and prompts._compact(other).dtype == torch.float32
+@pytest.mark.parametrize(
+    ("numbers", "dtype"),
+    [
+        ([1.5, -2.0], torch.bfloat16),
+        ([1e30, 1.0], torch.bfloat16),
+        ([1 + 2**-10, 0.0], torch.float16),
+        ([1 + 2**-10, 1e5], torch.float32),
+        ([0.1, 1.0], torch.float32),
+    ],
+)
+def test_what_a_half_precision_holds_is_stored_in_it_and_nothing_else(numbers, dtype):
+    t = torch.tensor([numbers]).to(torch.float32 if dtype is torch.float32 else dtype).float()
+    assert prompts._compact(t).dtype == dtype and torch.equal(prompts._compact(t).float(), t)
 
 
 def test_vectors_and_inner_zeros_survive(teacher, tmp_path, monkeypatch):

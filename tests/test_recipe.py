@@ -147,6 +147,7 @@ def test_a_recipe_is_typed_and_complete(write):
         (("output: run", ""), "x.yaml: output: required, but missing"),
         (("output: run", "output: {a: b"), "x.yaml:15:1: not YAML:"),
         (("output: run", "output: !!python/object:os.system {}"), "x.yaml:14:1: output: should"),
+        (("1e-4", "1e-4\n    betas: [0.9]"), "x.yaml:10:5: optim.student.betas: needs 2 entries or more, is [0.9]"),
         (("output: run", "output: &a [*a]"), "x.yaml:14:9: an alias inside its own anchor"),
     ],
 )

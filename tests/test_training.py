@@ -188,7 +188,7 @@ def test_an_average_is_the_closed_form_in_float32():
 
 def test_the_students_average_is_what_is_sampled(trainer):
     it = trainer("train.ema=0.5")
-    noise, cond = torch.randn(1, *it.shape), it.embeddings.get(["a"])
+    noise, cond = torch.randn(1, *it.stream.shape), it.embeddings.get(["a"])
     with torch.no_grad():
         for p in it.roles["student"].parameters:
             p.add_(0.1)

@@ -13,6 +13,8 @@ from distill.networks import Net
 class Toy:
     """A role around a function or module of (x, sigma, cond); keeps (samples, gradient on) of every call."""
 
+    guidance_embedded = False
+
     def __init__(self, velocity: Callable[[Tensor, Tensor, Condition], Tensor]):
         self.velocity = velocity
         self.calls: list[tuple[int, bool]] = []

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .. import image_prompt
 from ..batch import Condition
 from ..errors import UserError
 from ..teachers.base import Teacher
@@ -20,14 +21,15 @@ ENCODED_AT_ONCE = 32
 
 
 def read(path: str | Path) -> list[str]:
-    """The prompts of a UTF-8 text file, one per line; empty lines do not count."""
+    """The prompts of a UTF-8 text file, one per line; empty lines do not count. Images start from its folder."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; save the prompts as UTF-8 text") from error
     except OSError as error:
         raise UserError(f"{path}: cannot read prompts ({error.strerror})") from error
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    folder = Path(path).parent
+    prompts = [image_prompt.resolved(line.strip(), folder) for line in text.splitlines() if line.strip()]
     if not prompts:
         raise UserError(f"{path}: no prompts; expected one per line")
     return prompts
@@ -44,17 +46,27 @@ def default_cache() -> Path:
 
 
 class Embeddings:
-    """A teacher's encodings of prompts, in one file each, named by teacher, text length and prompt."""
+    """A teacher's encodings of prompts, in one file each, named by teacher, text length and prompt (and image)."""
 
     def __init__(self, teacher: Teacher, folder: Path | None = None):
         self.teacher = teacher
         self.folder = (folder or default_cache()) / "embeddings" / teacher.fingerprint
 
-    def prepare(self, prompts: Sequence[str]) -> None:
-        """Encode what is not there yet; afterwards `get` needs no text encoder."""
-        missing = [p for p in dict.fromkeys(prompts) if not self._file(p).is_file()]
-        for start in range(0, len(missing), ENCODED_AT_ONCE):
-            some = missing[start : start + ENCODED_AT_ONCE]
+    def prepare(self, prompts: Sequence[str], negative: str | None = None) -> None:
+        """Encode what is not there yet; afterwards `get` needs no text encoder.
+
+        Args:
+            negative: a prompt without an image, whatever the family.
+        """
+        image_prompt.check(prompts, self.teacher)
+        wanted = dict.fromkeys([*prompts, *([] if negative is None else [negative])])
+        missing = [p for p in wanted if not self._file(p).is_file()]
+        for kind in (True, False):
+            self._encode([p for p in missing if image_prompt.has_image(p) == kind])
+
+    def _encode(self, prompts: list[str]) -> None:
+        for start in range(0, len(prompts), ENCODED_AT_ONCE):
+            some = prompts[start : start + ENCODED_AT_ONCE]
             cond = self.teacher.encode(some)
             for i, prompt in enumerate(some):
                 _write(self._file(prompt), {name: rows[i] for name, rows in cond.items()})
@@ -65,9 +77,16 @@ class Embeddings:
         return Condition({name: torch.stack([row[name] for row in rows]) for name in rows[0]})
 
     def _file(self, prompt: str) -> Path:
-        key = f"{self.teacher.max_sequence_length}\n{prompt}".encode()
-        name = blake2b(key, digest_size=16).hexdigest()
+        name = blake2b(self._key(prompt).encode(), digest_size=16).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
+
+    def _key(self, prompt: str) -> str:
+        """What its encoding depends on; an image counts by its content, and by the size that it is encoded for."""
+        length, video = self.teacher.max_sequence_length, self.teacher.video
+        if not image_prompt.has_image(prompt):
+            return f"{length}\n{prompt}"
+        size = f"{video.frames} {video.height} {video.width}"
+        return f"{length}\n{size}\n{image_prompt.content(prompt)}\n{image_prompt.text(prompt)}"
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -93,6 +112,6 @@ def _length(t: Tensor) -> int:
 
 
 def _compact(t: Tensor) -> Tensor:
-    """In bf16 if that loses nothing, as for a text encoder that computes in bf16."""
-    half = t.bfloat16()
-    return (half if torch.equal(half.float(), t) else t).contiguous()
+    """In bf16 or fp16 if that loses nothing, as for a text encoder that computes in it."""
+    halves = [half for half in (t.bfloat16(), t.half()) if torch.equal(half.float(), t)]
+    return [*halves, t][0].contiguous()

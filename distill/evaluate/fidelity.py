@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from .. import image_prompt
 from ..batch import Condition, generator
 from ..data import prompts
 from ..embedded.world import parse
@@ -228,8 +229,9 @@ def clips_key(recipe, teacher, net: Net, texts: list[str], shift: float) -> str:
     return digest(recipe, teacher, texts, shift, options, net.role.precision, net.role.device.type)
 
 
-def digest(recipe, teacher, *more) -> str:
-    key = [recipe.video.model_dump(mode="json"), recipe.data.negative_prompt, teacher.fingerprint, *more]
+def digest(recipe, teacher, texts: list[str], *more) -> str:
+    key = [recipe.video.model_dump(mode="json"), recipe.data.negative_prompt, teacher.fingerprint, texts, *more]
+    key += image_prompt.contents(texts)
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
 
 

@@ -33,3 +33,37 @@ def share(hits: np.ndarray) -> dict[str, float]:
 def interval(means: np.ndarray) -> dict[str, float]:
     low, high = np.percentile(means, [2.5, 97.5])
     return {"low": float(low), "high": float(high)}
+
+
+T_95 = {
+    2: 12.706,
+    3: 4.303,
+    4: 3.182,
+    5: 2.776,
+    6: 2.571,
+    7: 2.447,
+    8: 2.365,
+    9: 2.306,
+    10: 2.262,
+}  # Student's, by seeds
+
+
+def over_seeds(values: np.ndarray, weights: np.ndarray) -> dict:
+    """What several training seeds say together.
+
+    Args:
+        values: (seeds, N), the same samples at every seed.
+
+    Returns:
+        mean, low and high as `mean` gives them for the average over seeds; `seeds`, the mean of each; `spread`, half
+        the 95 % interval of their mean by Student's t (nan for one seed).
+    """
+    each, n = values.mean(1), len(values)
+    spread = T_95[n] * each.std(ddof=1) / np.sqrt(n) if n > 1 else float("nan")
+    return mean(values.mean(0), weights) | {"seeds": each.tolist(), "spread": float(spread)}
+
+
+def is_beyond(difference: dict) -> bool:
+    """Whether a difference from `over_seeds` is beyond both spreads, that over prompts and that over training seeds."""
+    outside_prompts = difference["low"] > 0 or difference["high"] < 0
+    return bool(outside_prompts and abs(difference["mean"]) > difference["spread"])

@@ -1,6 +1,7 @@
 """What a teacher is to the rest of the toolkit: a pretrained pipeline, opened part by part."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -8,16 +9,29 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import Condition
+from ..recipe import Video
 
 
 class VelocityNet(Protocol):
     """An `nn.Module` that computes in its weights' precision."""
 
-    def __call__(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
-        """The velocity (B, C, F, H, W) at noise levels sigma, (B,) or (B, F), float32."""
+    def __call__(
+        self, x: Tensor, sigma: Tensor, cond: Condition, features: Sequence[int] | None = None
+    ) -> Tensor | list[Tensor]:
+        """The velocity (B, C, F, H, W) at noise levels sigma, (B,) or (B, F), float32.
+
+        Args:
+            features: return the hidden states after these blocks instead (Net.features), and run no later block.
+        """
 
     def enable_checkpointing(self) -> None:
         """Keep only block inputs for the backward pass, and compute the rest again."""
+
+
+def check_layers(layers: Sequence[int], depth: int) -> None:
+    """ValueError unless these are blocks of a network of that depth, counted from 1."""
+    if not layers or not all(1 <= layer <= depth for layer in layers):
+        raise ValueError(f"features of blocks {list(layers)}; this network has blocks 1 to {depth}")
 
 
 class Teacher(ABC):
@@ -25,23 +39,38 @@ class Teacher(ABC):
 
     Args:
         revision: of the hub repository.
-        max_sequence_length: text tokens per prompt; None is the tokenizer's limit, at most 512.
+        max_sequence_length: text tokens per prompt; None is the tokenizer's limit, at most the pipeline's default.
 
     Raises:
         UserError: the folder is not a pipeline of this family, or has no weights.
 
     Attributes:
+        pipeline: the name of the pipeline's class in diffusers.
         fingerprint: 16 hex digits that change with the teacher's files.
         negative_prompt: what guidance points away from, unless the recipe says otherwise.
+        guidance_embedded: the network is told the guidance scale, as `guidance` (B,) of its condition, and evaluated
+            once; it knows no negative prompt.
+        own_guidance: the scale of an evaluation that is not told one.
+        takes_images: prompts name an image that the video starts from (distill/image_prompt.py).
+        video: the size of the videos that images are encoded for.
         shift: of the teacher's own noise levels (distill/flow.py).
+        depth: transformer blocks of the network.
+        width: channels of what a block returns.
     """
 
     family: ClassVar[str]
+    pipeline: ClassVar[str]
+    guidance_embedded: ClassVar[bool] = False
+    own_guidance: ClassVar[float] = 1.0
+    takes_images: ClassVar[bool] = False
+    video: Video | None = None
     path: str
     fingerprint: str
     max_sequence_length: int
     negative_prompt: str
     shift: float
+    depth: int
+    width: int
 
     @property
     def device(self) -> torch.device:

@@ -3,27 +3,23 @@
 What Wan does differently from distill/flow.py ends here: its network is told 1000 sigma instead of sigma.
 """
 
-import contextlib
-import json
-import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import cached_property
 from math import lcm
 from pathlib import Path
 
-import diffusers.utils.logging
 import torch
-import transformers.utils.logging
-from diffusers import AutoencoderKLWan, FlowMapEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
-from diffusers.models.embeddings import TimestepEmbedding
+from diffusers import AutoencoderKLWan, WanPipeline, WanTransformer3DModel
 from torch import Tensor, nn
 
 from ..batch import Condition
 from ..errors import UserError
-from .base import Teacher
+from .base import Teacher, check_layers
 from .files import PipelineFiles
+from .parts import Float32TimestepEmbedding, latent_size, pixels, quiet, save_pipeline
 
-COMPONENTS = ("tokenizer", "text_encoder", "transformer", "vae", "scheduler")
+COMPONENTS = ("transformer", "text_encoder", "vae", "tokenizer", "scheduler")
+WITHOUT_WEIGHTS = ("tokenizer", "image_processor", "scheduler")
 VAE_DEFAULTS = {"scale_factor_temporal": 4, "scale_factor_spatial": 8}  # of folders that do not say, as Wan's own
 LONGEST_TEXT = 512  # tokens, WanPipeline's default
 UMT5_XXL_VOCABULARY = 256384
@@ -41,14 +37,6 @@ NEGATIVE_PROMPT = (
 )
 
 
-class Float32TimestepEmbedding(TimestepEmbedding):
-    """Stays in float32 under autocast: near 1000 bf16 has a spacing of 4."""
-
-    def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
-        with torch.autocast(sample.device.type, enabled=False):
-            return super().forward(sample.float(), condition)
-
-
 class WanVelocity(nn.Module):
     """A VelocityNet: the stock transformer, asked in noise levels."""
 
@@ -57,13 +45,48 @@ class WanVelocity(nn.Module):
         self.transformer = transformer
         transformer.condition_embedder.time_embedder.__class__ = Float32TimestepEmbedding  # unlike a hook, deep-copies
 
-    def forward(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
+    def forward(
+        self, x: Tensor, sigma: Tensor, cond: Condition, features: Sequence[int] | None = None
+    ) -> Tensor | list[Tensor]:
+        inputs = self._inputs(x, sigma, cond)
+        if features is not None:
+            return self._features(*inputs, features)
+        return self.transformer(*inputs, return_dict=False)[0]
+
+    def _inputs(self, x: Tensor, sigma: Tensor, cond: Condition) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """What the stock transformer takes: latents, 1000 sigma, tokens of the text and of an image."""
         dtype = self.transformer.patch_embedding.weight.dtype
+        return x.to(dtype), self._timestep(x, sigma), cond["text"].to(dtype), None
+
+    def _timestep(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """1000 sigma, (B,); of frames with levels of their own, one for each token: (B, tokens)."""
         timestep = 1000 * sigma.float()
         if sigma.ndim == 2:
             _, height, width = self.transformer.config.patch_size
             timestep = timestep.repeat_interleave(x.shape[3] // height * (x.shape[4] // width), dim=1)
-        return self.transformer(x.to(dtype), timestep, cond["text"].to(dtype), return_dict=False)[0]
+        return timestep
+
+    def _features(
+        self, x: Tensor, timestep: Tensor, text: Tensor, image: Tensor | None, layers: Sequence[int]
+    ) -> list[Tensor]:
+        """The stock forward pass up to the deepest of these blocks, counted from 1."""
+        net = self.transformer
+        check_layers(layers, len(net.blocks))
+        patches = net.patch_embedding(x)
+        tokens = timestep.shape[1] if timestep.ndim == 2 else None
+        embedded = net.condition_embedder(timestep.flatten(), text, image, timestep_seq_len=tokens)
+        _, modulation, text, image = embedded
+        text = text if image is None else torch.cat([image, text], dim=1)
+        inputs = text, modulation.unflatten(-1, (6, -1)), net.rope(x)
+        hidden, found = patches.flatten(2).transpose(1, 2).contiguous(), {}
+        for i, block in enumerate(net.blocks[: max(layers)], 1):
+            if net.gradient_checkpointing and torch.is_grad_enabled():
+                hidden = net._gradient_checkpointing_func(block, hidden, *inputs)
+            else:
+                hidden = block(hidden, *inputs)
+            if i in layers:
+                found[i] = hidden.transpose(1, 2).unflatten(2, patches.shape[2:])
+        return [found[i] for i in layers]
 
     def enable_checkpointing(self) -> None:
         self.transformer.enable_gradient_checkpointing()
@@ -75,13 +98,15 @@ class Wan(Teacher):
     The negative prompt is Wan's own if the text encoder is UMT5-XXL, which understands it, and empty otherwise.
     """
 
-    family = "wan"
+    family, pipeline, task = "wan", "WanPipeline", "text to video"
+    components = COMPONENTS
+    stock, velocity = WanPipeline, WanVelocity
 
     def __init__(self, path: str | Path, *, revision: str | None = None, max_sequence_length: int | None = None):
         self.files = PipelineFiles(path, revision)
         self.path = self.files.path
         self._check_pipeline()
-        self.fingerprint = self.files.fingerprint(*COMPONENTS)
+        self.fingerprint = self.files.fingerprint(*self.components)
         self.config = self.files.json("transformer/config.json")
         self.vae_config = VAE_DEFAULTS | self.files.json("vae/config.json")
         self.max_sequence_length = max_sequence_length or self._tokenizer_limit()
@@ -92,6 +117,14 @@ class Wan(Teacher):
     def compression(self) -> tuple[int, int]:
         """Frames per latent frame, pixels per latent pixel (of a side)."""
         return self.vae_config["scale_factor_temporal"], self.vae_config["scale_factor_spatial"]
+
+    @property
+    def depth(self) -> int:
+        return self.config["num_layers"]
+
+    @property
+    def width(self) -> int:
+        return self.config["num_attention_heads"] * self.config["attention_head_dim"]
 
     @cached_property
     def has_umt5_xxl(self) -> bool:
@@ -107,8 +140,10 @@ class Wan(Teacher):
         return float(scheduler.get("flow_shift", scheduler.get("shift", 1.0)))
 
     @property
-    def _text_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.has_umt5_xxl else torch.float32  # Wan runs UMT5-XXL, 11 GB, in bf16
+    def _dtypes(self) -> dict[str, torch.dtype]:
+        """Of the pipeline's parts."""
+        text = torch.bfloat16 if self.has_umt5_xxl else torch.float32  # Wan runs UMT5-XXL, 11 GB, in bf16
+        return {"default": torch.float32, "text_encoder": text}
 
     def _tokenizer_limit(self) -> int:
         said = self.files.json("tokenizer/tokenizer_config.json").get("model_max_length", LONGEST_TEXT)
@@ -116,29 +151,22 @@ class Wan(Teacher):
 
     def _check_pipeline(self) -> None:
         index = self.files.json("model_index.json")
-        if index.get("_class_name") != "WanPipeline":
-            raise UserError(f"{self.path} is a {index.get('_class_name')}, expected a WanPipeline (text to video)")
+        if index.get("_class_name") != self.pipeline:
+            raise UserError(f"{self.path} is a {index.get('_class_name')}, expected a {self.pipeline} ({self.task})")
         if index.get("boundary_ratio") is not None or index.get("expand_timesteps"):
             raise UserError(
                 f"{self.path} is a Wan 2.2 pipeline, expected Wan 2.1: one transformer, one timestep a clip"
             )
         if self.files.is_local:
-            for component in ("transformer", "text_encoder", "vae"):  # of a hub id: when fetched
-                self.files.weights(component)
+            for component in self.components:  # of a hub id: when fetched
+                if component not in WITHOUT_WEIGHTS:
+                    self.files.weights(component)
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         time, space = self.compression
         grain = lcm(16, *(space * patch for patch in self.config["patch_size"][1:]))  # WanPipeline insists on 16
-        near = (
-            round((frames - 1) / time) * time + 1,
-            *(max(1, round(side / grain)) * grain for side in (height, width)),
-        )
-        if near != (frames, height, width):
-            raise UserError(
-                f"video of {frames} frames, {height} x {width}: {self.path} makes {time} n + 1 frames with sides"
-                f" divisible by {grain}; nearest is {near[0]} frames, {near[1]} x {near[2]}"
-            )
-        return self.config["in_channels"], (frames - 1) // time + 1, height // space, width // space
+        size = latent_size(self.path, frames, height, width, time=time, space=space, grain=grain)
+        return self.config["in_channels"], *size
 
     def network(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> WanVelocity:
         if torch.device(device).type == "meta":
@@ -147,12 +175,12 @@ class Wan(Teacher):
             keep = transformer._keep_in_fp32_modules
             for name, weight in transformer.named_parameters():
                 weight.data = weight.data.to(torch.float32 if any(k in name.split(".") for k in keep) else dtype)
-            return WanVelocity(transformer)
+            return self.velocity(transformer)
         self.files.weights("transformer")
         folder = self.files.folder("transformer")
-        with _quiet():
+        with quiet():
             transformer = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", dtype=dtype)
-        return WanVelocity(transformer.to(device))
+        return self.velocity(transformer.to(device))
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
@@ -166,8 +194,8 @@ class Wan(Teacher):
     def _load_text_encoder(self) -> WanPipeline:
         self.files.weights("text_encoder")
         folder = self.files.folder("text_encoder")
-        with _quiet():
-            pipeline = WanPipeline.from_pretrained(folder, transformer=None, vae=None, dtype=self._text_dtype)
+        with quiet():
+            pipeline = WanPipeline.from_pretrained(folder, transformer=None, vae=None, dtype=self._dtypes)
         return pipeline.to(self.device)
 
     @torch.no_grad()
@@ -175,8 +203,8 @@ class Wan(Teacher):
         if self._vae is None:
             self._vae = self._load_vae()
         time, space = self.compression
-        pixels = latents.shape[2] * time * latents.shape[3] * latents.shape[4] * space**2
-        clips = latents.to(self.device).split(max(1, PIXELS_PER_DECODE // pixels))
+        size = latents.shape[2] * time * latents.shape[3] * latents.shape[4] * space**2
+        clips = latents.to(self.device).split(max(1, PIXELS_PER_DECODE // size))
         return torch.cat([self._decode(clip) for clip in clips])
 
     def _load_vae(self) -> AutoencoderKLWan:
@@ -187,31 +215,27 @@ class Wan(Teacher):
     def _decode(self, latents: Tensor) -> Tensor:
         mean, std = (torch.tensor(self.vae_config[f"latents_{m}"]).view(1, -1, 1, 1, 1) for m in ("mean", "std"))
         video = self._vae.decode(latents.float() * std.to(latents) + mean.to(latents), return_dict=False)[0]
-        return ((video.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).cpu()
+        return pixels(video)
 
     def unload(self) -> None:
         self._text = self._vae = None
         torch.cuda.empty_cache()
 
     def save(self, folder: Path, network: WanVelocity, shift: float) -> None:
-        others = ("tokenizer", "text_encoder", "vae")
-        source = self.files.folder(*others)
-        for component in others:
-            shutil.copytree(source / component, folder / component)
-        network.transformer.save_pretrained(folder / "transformer")
-        FlowMapEulerDiscreteScheduler(shift=shift).save_pretrained(folder / "scheduler")
-        index = self.files.json("model_index.json") | {"scheduler": ["diffusers", "FlowMapEulerDiscreteScheduler"]}
-        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        others = [component for component in self.components if component not in ("transformer", "scheduler")]
+        save_pipeline(self.files, folder, network.transformer, shift, others=others)
 
     def sample_saved(self, folder: Path, prompt: str, noise: Tensor, steps: int) -> Tensor:
-        dtype = {"default": torch.float32, "text_encoder": self._text_dtype}
-        with _quiet():
-            pipeline = WanPipeline.from_pretrained(folder, dtype=dtype).to(self.device)
+        return self._sample_saved(folder, noise, steps, prompt=prompt)
+
+    def _sample_saved(self, folder: Path, noise: Tensor, steps: int, **prompt) -> Tensor:
+        with quiet():
+            pipeline = self.stock.from_pretrained(folder, dtype=self._dtypes).to(self.device)
         pipeline.set_progress_bar_config(disable=True)
         time, space = self.compression
         frames, height, width = noise.shape[2:]
         return pipeline(
-            prompt,
+            **prompt,
             num_frames=(frames - 1) * time + 1,
             height=height * space,
             width=width * space,
@@ -221,16 +245,3 @@ class Wan(Teacher):
             max_sequence_length=self.max_sequence_length,
             output_type="latent",
         ).frames
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bars that the libraries draw while they load."""
-    libraries = (diffusers.utils.logging, transformers.utils.logging)
-    for library in libraries:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in libraries:
-            library.enable_progress_bar()

@@ -1,0 +1,258 @@
+"""Trajectory stores: a teacher's latents at the key steps of its own denoising, recorded once (docs/trajectories.md).
+
+STORE/index.json says how the records were made. STORE/shards/FIRST-LAST.safetensors holds one tensor, `latents`
+(R, K + 1, C, F, H, W), noise first; the .json of the same name is written after it and makes its records count.
+"""
+
+import bisect
+import functools
+import hashlib
+import json
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .. import image_prompt
+from ..errors import UserError
+
+INDEX = "index.json"
+PARTIAL = ".partial"  # ends the names of files that are being written
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+OPEN_FILES = 64
+REPAIR = "record it anew with `distill synthesize RECIPE`"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The entry of one file.
+
+    Attributes:
+        first: its first record; the others follow.
+        images: the contents (image_prompt.content) of those that the prompts name.
+        crc32: of each stored latent, one row per record; training checks what it reads.
+    """
+
+    first: int
+    prompts: tuple[str, ...]
+    images: tuple[str | None, ...]
+    crc32: tuple[tuple[str, ...], ...]
+    bytes: int
+    sha256: str
+
+    @property
+    def samples(self) -> range:
+        return range(self.first, self.first + len(self.prompts))
+
+
+class Store:
+    """A store as its index describes it; latents stay on disk until `read`.
+
+    Attributes:
+        info: index.json.
+        shards: in the order of their records.
+        broken: entries that cannot be read.
+
+    Raises:
+        UserError: the folder is not a store.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.info = path, _index(path)
+        self.broken: list[Path] = []
+        entries = [self._entry(entry) for entry in sorted((path / "shards").glob("*.json"))]
+        self.shards = sorted((shard for shard in entries if shard), key=lambda shard: shard.first)
+        self._firsts = [shard.first for shard in self.shards]
+        self._latents = functools.lru_cache(OPEN_FILES)(self._latents)
+
+    def _entry(self, path: Path) -> Shard | None:
+        try:
+            said = json.loads(path.read_text("utf-8"))
+            prompts, sums = ([record[key] for record in said["records"]] for key in ("prompt", "crc32"))
+            images = tuple(record.get("image") for record in said["records"])
+            crc32 = tuple(map(tuple, sums))
+            return Shard(int(said["first"]), tuple(prompts), images, crc32, said["bytes"], said["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            self.broken.append(path)
+            return None
+
+    def file(self, shard: Shard) -> Path:
+        return file(self.path, shard.samples)
+
+    def missing(self, records: int, size: int) -> list[range]:
+        """The records that are not there, as shards; none is longer than the size or crosses a multiple of it."""
+        held = {sample for shard in self.shards for sample in shard.samples}
+        gaps: list[range] = []
+        for sample in (s for s in range(records) if s not in held):
+            if gaps and gaps[-1].stop == sample and sample % size:
+                gaps[-1] = range(gaps[-1].start, sample + 1)
+            else:
+                gaps.append(range(sample, sample + 1))
+        return gaps
+
+    def prompt(self, sample: int) -> str:
+        shard, row = self._find(sample)
+        return shard.prompts[row]
+
+    def read(self, sample: int, places: Sequence[int]) -> Tensor:
+        """A record's latents at these places among the stored levels, (len(places), C, F, H, W), float32.
+
+        Raises:
+            UserError: they are not what was written.
+        """
+        shard, row = self._find(sample)
+        try:
+            found = [self._latents(shard)[row, place] for place in places]
+        except (SafetensorError, OSError, IndexError) as error:
+            raise UserError(f"{self.file(shard)}: damaged ({error}); {REPAIR}") from error
+        for place, x in zip(places, found, strict=True):
+            if _crc32(x) != shard.crc32[row][place]:
+                raise UserError(f"{self.file(shard)}: damaged (record {sample} is not what was written); {REPAIR}")
+        return torch.stack(found).float()
+
+    def _find(self, sample: int) -> tuple[Shard, int]:
+        shard = self.shards[bisect.bisect_right(self._firsts, sample) - 1]
+        return shard, sample - shard.first
+
+    def _latents(self, shard: Shard):
+        """The file's tensor, mapped into memory."""
+        return safe_open(self.file(shard), framework="pt").get_slice("latents")
+
+    def damage(self, shard: Shard, thorough: bool) -> str | None:
+        """What is wrong with a file, or None; its contents are looked at if `thorough`."""
+        path = self.file(shard)
+        if not path.is_file():
+            return "it is missing"
+        if path.stat().st_size != shard.bytes:
+            return f"{path.stat().st_size} bytes, its entry says {shard.bytes}"
+        return "it does not match its sha256" if thorough and sha256(path) != shard.sha256 else None
+
+    def damaged(self, thorough: bool, show: Callable[[int], None] = lambda done: None) -> list[str]:
+        """A line for everything that is damaged; `show` is told how many shards were looked at."""
+        found = [(path, "not the entry of a shard") for path in self.broken]
+        for done, shard in enumerate(self.shards, 1):
+            if fault := self.damage(shard, thorough):
+                found.append((self.file(shard), fault))
+            show(done)
+        return [f"{path}: damaged ({fault}); {REPAIR}" for path, fault in found]
+
+    def describe(self) -> list[str]:
+        """Lines for people."""
+        info, shape = self.info, " x ".join(map(str, self.info["latent_shape"]))
+        size = " x ".join(str(info["video"][side]) for side in ("frames", "height", "width"))
+        levels = ", ".join(f"{level:.4g}" for level in info["levels"])
+        gaps = self.missing(self.shards[-1].samples.stop if self.shards else 0, sys.maxsize)
+        lost = f", {sum(map(len, gaps))} missing between them, the first {gaps[0][0]}" if gaps else ""
+        return [
+            f"teacher   {info['teacher']['family']} {info['teacher']['path']} ({info['teacher']['fingerprint']})",
+            f"video     {size} (frames, height, width), latents {shape} (channels, frames, height, width)",
+            f"recorder  {info['steps']} steps, shift {info['shift']}, guidance {info['guidance']}, seed {info['seed']}",
+            f"levels    {levels}, in {info['precision']}",
+            f"records   {sum(len(shard.prompts) for shard in self.shards)} in {len(self.shards)} shards{lost}",
+        ]
+
+    def digest(self, records: int) -> str:
+        """Changes with what training sees of so many records, not with where they lie."""
+        info = self.info | {"teacher": self.info["teacher"]["fingerprint"]}
+        prompts = [self.prompt(sample) for sample in range(records)]
+        images = [image for shard in self.shards for image in shard.images if image]
+        return hashlib.sha256(json.dumps([info, prompts, *images], sort_keys=True).encode()).hexdigest()
+
+
+def create(path: Path, info: dict) -> None:
+    """Make an empty store."""
+    (path / "shards").mkdir(parents=True, exist_ok=True)
+    _write(path / INDEX, json.dumps(info, indent=1, ensure_ascii=False))
+
+
+def add(path: Path, first: int, prompts: Sequence[str], latents: Tensor) -> None:
+    """Write a shard and then its entry, each whole or not at all.
+
+    Args:
+        latents: (R, K + 1, C, F, H, W), in the store's precision.
+    """
+    target = file(path, range(first, first + len(prompts)))
+    partial = target.with_name(target.name + PARTIAL)
+    save_file({"latents": latents.contiguous()}, partial)
+    shutil.copymode(path / INDEX, partial)  # safetensors writes for the owner alone
+    sync(partial)
+    size, digest = partial.stat().st_size, sha256(partial)
+    os.replace(partial, target)
+    sync(target.parent)
+    _write(target.with_suffix(".json"), _entry(first, prompts, latents, size, digest))
+
+
+def file(path: Path, samples: range) -> Path:
+    return path / "shards" / f"{samples[0]:08d}-{samples[-1]:08d}.safetensors"
+
+
+def recorded(path: Path, records: int) -> int:
+    """How many of so many records have entries, by the names of these."""
+    ends = [map(int, name.stem.split("-")) for name in (path / "shards").glob("[0-9]*-*[0-9].json")]
+    return sum(max(min(last + 1, records) - first, 0) for first, last in ends)
+
+
+def is_store(path: Path) -> bool:
+    return (path / INDEX).is_file()
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as opened:
+        while chunk := opened.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _index(path: Path) -> dict:
+    try:
+        info = json.loads((path / INDEX).read_text("utf-8"))
+        return info | {"levels": [float(level) for level in info["levels"]], "teacher": dict(info["teacher"])}
+    except FileNotFoundError:
+        raise UserError(f"{path} holds no {INDEX}: it is not a trajectory store") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path / INDEX}: damaged ({error}); restore it, or record into a new folder") from error
+
+
+def _entry(first: int, prompts: Sequence[str], latents: Tensor, size: int, digest: str) -> str:
+    """JSON with one record per line."""
+    rows = enumerate(zip(prompts, latents, strict=True), first)
+    records = [
+        {"sample": j, **_made_from(prompt), "crc32": [_crc32(x) for x in record]} for j, (prompt, record) in rows
+    ]
+    lines = ",\n  ".join(json.dumps(record, ensure_ascii=False) for record in records)
+    head = json.dumps({"first": first, "bytes": size, "sha256": digest})
+    return f'{head[:-1]},\n "records": [\n  {lines}\n ]}}'
+
+
+def _made_from(prompt: str) -> dict[str, str]:
+    image = image_prompt.content(prompt)
+    return {"prompt": prompt} | ({"image": image} if image else {})
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + PARTIAL)
+    partial.write_text(text + "\n", "utf-8")
+    sync(partial)
+    os.replace(partial, path)
+    sync(path.parent)
+
+
+def _crc32(x: Tensor) -> str:
+    return f"{zlib.crc32(x.contiguous().numpy()):08x}"
