@@ -1,0 +1,89 @@
+"""Ablations: what several seeds say together, and studies read from evaluations that are known."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distill.evaluate import statistics
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks" / "ablations"))
+
+import accvideo  # noqa: E402
+import study  # noqa: E402
+
+PROMPTS = 200
+
+
+@pytest.fixture
+def weights():
+    return statistics.resample(np.arange(PROMPTS))
+
+
+def test_the_spread_over_seeds_is_students_t(weights):
+    values = np.repeat([[1.0], [2.0], [6.0]], PROMPTS, 1)
+    found = statistics.over_seeds(values, weights)
+    assert found["mean"] == 3 and found["seeds"] == [1, 2, 6] and found["low"] == found["high"] == 3
+    assert found["spread"] == pytest.approx(4.303 * np.sqrt(7 / 3))  # variance 7, of three
+    assert np.isnan(statistics.over_seeds(values[:1], weights)["spread"])
+
+
+@pytest.mark.parametrize(
+    ("shift", "of_seeds", "beyond"),
+    [(1.0, 0.01, True), (-1.0, 0.01, True), (1.0, 2.0, False), (0.0, 0.01, False)],
+)
+def test_a_difference_must_be_beyond_both_spreads(weights, shift, of_seeds, beyond):
+    noise = np.random.default_rng(0).normal(size=PROMPTS)
+    values = shift + noise - noise.mean() + of_seeds * np.array([[-1.0], [0.0], [1.0]])
+    assert statistics.is_beyond(statistics.over_seeds(values, weights)) is beyond
+
+
+def test_one_seed_is_never_beyond(weights):
+    assert not statistics.is_beyond(statistics.over_seeds(np.full((1, PROMPTS), 9.0), weights))
+
+
+def evaluation(student: float) -> str:
+    def of(rmse):
+        per_sample = {name: [0.5] * PROMPTS for name in study.MEASURES} | {"rmse": [rmse] * PROMPTS}
+        return {"evaluations": 1.0} | per_sample
+
+    samplers = {"teacher_5": of(1.0), "teacher_50": of(0.0), "student": of(student)}
+    return json.dumps({"samplers": samplers, "per_sample": {"prompt": list(range(PROMPTS))} | samplers})
+
+
+@pytest.fixture
+def compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "RUNS", tmp_path)
+    heads = accvideo.STUDIES["losses"]
+    for arm, rmse in zip(heads.arms, (0.5, 0.4, 0.3, 0.9), strict=True):
+        for seed in (0, 1, 2):
+            folder = heads.folder(arm, seed, [])
+            folder.mkdir(parents=True)
+            (folder / "evaluation.json").write_text(evaluation(rmse + 0.01 * seed))
+    return study.compare(heads, [0, 1, 2], [])
+
+
+def test_a_study_compares_clip_by_clip(compared):
+    assert compared["difference"]["+ one head"]["rmse"]["mean"] == pytest.approx(-0.1)
+    assert compared["difference_to_teacher"]["adversarial alone"]["rmse"]["mean"] == pytest.approx(-0.09)
+    assert compared["gap_closed"]["+ one head per key step"]["mean"] == pytest.approx(1 - 0.31)
+    assert compared["gap_closed"]["+ one head per key step"]["seeds"] == pytest.approx([0.7, 0.69, 0.68])
+    assert compared["against_teacher"] == "teacher_5"
+
+
+def test_the_table_marks_what_is_beyond_the_spread(compared):
+    rows = {line.split(" | ")[0].strip("| "): line for line in study.table(compared).splitlines()}
+    assert "**-0.100 [-0.100, -0.100]" in rows["+ one head"]
+    assert "+0.000 [+0.000, +0.000]" in rows["adversarial alone"].split(" | ")[-1]
+    assert "**" not in rows["trajectory loss"]
+
+
+def test_runs_are_found_by_what_made_them():
+    losses, schedule = accvideo.STUDIES["losses"], accvideo.STUDIES["schedule"]
+    assert losses.folder("+ one head per key step", 1, []) == schedule.folder("every 10th step", 1, [])
+    folders = {losses.folder(arm, seed, []) for arm in losses.arms for seed in (0, 1)}
+    assert len(folders) == 8
+    assert losses.folder("+ one head", 0, ["train.steps=5"]) not in folders
