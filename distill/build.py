@@ -3,6 +3,7 @@
 import torch
 
 from . import assemble, teachers
+from .data import agreement, prompts
 from .method import Built, Method
 from .recipe import Recipe
 
@@ -13,7 +14,12 @@ def describe(recipe: Recipe) -> list[str]:
     teacher = teachers.load(recipe.teacher, recipe.video)
     video = recipe.video
     shape = teacher.latent_shape(video.frames, video.height, video.width)
-    lines = [f"latents   {' x '.join(map(str, shape))} (channels, frames, height, width)"]
+    lines = [
+        f"latents   {' x '.join(map(str, shape))} (channels, frames, height, width)",
+        f"prompts   {len(prompts.read(recipe.data.prompts))} in {recipe.data.prompts}",
+    ]
+    if recipe.data.trajectories:
+        agreement.places(method.levels(), recipe, agreement.settings(recipe, teacher)["levels"], "the recipe")
     for name, count in parameters(method, teacher).items():
         kind = type(method.networks[name]).__name__
         lines.append(f"network   {name}: {kind}, {count / 1e6:.4g} M parameters")

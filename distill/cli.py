@@ -77,7 +77,7 @@ def check(
     ] = False,
 ) -> None:
     """Check a recipe without running it, or every byte of a trajectory store."""
-    if (recipe / "index.json").is_file():
+    if (recipe / "index.json").is_file() or (recipe / "shards").is_dir():
         _check_store(recipe, [*overrides, *(["--build"] if build else [])])
     elif _trains_a_teacher(recipe):
         if build:

@@ -25,7 +25,8 @@ def user_line(error: BaseException) -> str | None:
     """The text for the user, or None where the error is a fault of the program.
 
     A UserError is the user's; so is a ValueError that our own code raised (one from inside a library is a bug of
-    ours), and an error of the operating system (no such file, no permission, disk full).
+    ours), and an error of the operating system (no such file, no permission, disk full), also where a library passes
+    it on in its own words.
     """
     if isinstance(error, UserError):
         return str(error)
@@ -33,6 +34,8 @@ def user_line(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, OSError) or type(error).__name__ == "SafetensorError" and "I/O error" in str(error):
+        return " ".join(str(error).split()) or None
     return None
 
 

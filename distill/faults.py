@@ -85,7 +85,7 @@ def _text(fault: dict[str, Any], model: type[pydantic.BaseModel], key: Key) -> s
         return f"unknown key{did_you_mean(str(key[-1]), known) or '; known are ' + ', '.join(known)}"
     if fault["type"] == "missing":
         return "required, but missing" if _lacks_key(fault) else f"needs {fault['loc'][-1] + 1} entries or more"
-    return fault["msg"].removeprefix("Input ")
+    return fault["msg"].removeprefix("Input ").removeprefix("Value error, ")
 
 
 def _brief(value: Any) -> str:

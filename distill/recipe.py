@@ -177,7 +177,7 @@ class Evaluation(Clips):
     """Measure the attributes that captions of the embedded teacher's world name."""
 
 
-Limits = tuple[NonNegativeFloat, PositiveFloat]
+Limits = Annotated[tuple[NonNegativeFloat, PositiveFloat], pydantic.AfterValidator(lambda limits: _ascending(limits))]
 
 
 class Health(Section):
@@ -215,6 +215,12 @@ class Recipe(Section):
 
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+
+def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] >= limits[1]:
+        raise ValueError(f"the lower limit {limits[0]:g} is not below the upper one {limits[1]:g}")
+    return limits
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), model: type[Model] = Recipe) -> Model:

@@ -41,6 +41,7 @@ class Source:
 
     Attributes:
         own: the sampler of a distilled student, which takes `steps` steps without guidance; None is Euler.
+        levels: the noise levels of those steps; None is the grid of `shift`.
     """
 
     teacher: Teacher
@@ -51,6 +52,7 @@ class Source:
     video: Video
     negative_prompt: str
     own: Sampler | None = None
+    levels: Tensor | None = None
 
     def sampler(self, steps: int | None, guidance: float | None) -> Sampler:
         """Steps and guidance as asked for, or as this source has them."""
@@ -58,11 +60,22 @@ class Source:
         unguided = guidance == self.teacher.own_guidance
         if self.own is not None and unguided and steps == self.steps:
             return self.own
-        sigmas = flow.grid(steps, self.shift)
+        sigmas = self.sigmas(steps)
         if unguided:
             return lambda noise, cond: samplers.euler(self.net, noise, sigmas, cond)
         negative = self.teacher.encode([self.negative_prompt]).to(self.teacher.device)
         return lambda noise, cond: samplers.euler(self.net, noise, sigmas, cond, negative, guidance)
+
+    def sigmas(self, steps: int) -> Tensor:
+        """So many levels; UserError if this source was made for levels of its own that no shift gives."""
+        if self.levels is None:
+            return flow.grid(steps, self.shift)
+        if steps == self.steps:
+            return self.levels
+        try:
+            return flow.grid(steps, flow.grid_shift(self.levels))
+        except ValueError as error:
+            raise UserError(f"--steps {steps}: this student knows {self.steps} alone; {error}") from error
 
     def noise(self, seed: int) -> Tensor:
         """(1, C, F, H, W)."""
@@ -119,6 +132,7 @@ def _of_run(run: Path) -> Source:
         video=recipe.video,
         negative_prompt=found.teacher.negative_prompt if own is None else own,
         own=method.sample,
+        levels=method.grid(),
     )
 
 

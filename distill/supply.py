@@ -1,6 +1,6 @@
 """What a run is fed: encoded prompts, the teacher's trajectories (recorded if they are missing), and their stream."""
 
-from . import synthesize
+from . import assemble, synthesize
 from .data import agreement, prompts
 from .data.prompts import Embeddings
 from .data.stream import PromptStream, TrajectoryStream
@@ -10,7 +10,9 @@ from .signals import StopRequest
 
 
 def encoded(recipe, teacher, engine: Engine) -> Embeddings:
-    """The encodings of every prompt of the run; afterwards the text encoder is gone."""
+    """The encodings of every prompt of the run, once its store will do; afterwards the text encoder is gone."""
+    if recipe.data.trajectories:
+        engine.main_first(lambda: synthesize.refuse(recipe, assemble.method(recipe).levels(), teacher))
     embeddings = Embeddings(teacher)
     sections = [section for section in (recipe.validation, recipe.evaluation) if section]
     wanted = [*prompts.read(recipe.data.prompts), *(p for each in sections for p in prompts.listed(each.prompts))]

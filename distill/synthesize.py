@@ -21,9 +21,9 @@ from . import assemble, flow, teachers, video
 from .batch import Condition, generator
 from .data import agreement, prompts, trajectories
 from .data.prompts import Embeddings
-from .data.trajectories import PARTIAL, Shard, Store
+from .data.trajectories import Shard, Store
 from .engine import Engine, Role
-from .errors import Stopped, UserError
+from .errors import Stopped, UserError, user_line
 from .networks import Net
 from .progress import Progress
 from .signals import StopRequest
@@ -41,15 +41,17 @@ def run(recipe) -> Path:
     engine = Engine()
     try:
         with StopRequest() as stop:
-            teacher, embeddings = open_teacher(recipe, engine)
-            return complete(recipe, assemble.method(recipe).levels(), teacher, embeddings, engine, stop, True).path
+            levels = assemble.method(recipe).levels()
+            teacher, embeddings = open_teacher(recipe, levels, engine)
+            return complete(recipe, levels, teacher, embeddings, engine, stop, True).path
     finally:
         engine.close()
 
 
-def open_teacher(recipe, engine: Engine) -> tuple[teachers.Teacher, Embeddings]:
-    """The teacher, with the store's prompts encoded."""
+def open_teacher(recipe, levels: Tensor, engine: Engine) -> tuple[teachers.Teacher, Embeddings]:
+    """The teacher, with the store's prompts encoded, unless the store will not do."""
     teacher = teachers.load(recipe.teacher, recipe.video)
+    engine.main_first(lambda: refuse(recipe, levels, teacher))
     embeddings = Embeddings(teacher)
     texts = prompts.read(recipe.data.prompts)[: recipe.data.trajectories.records]
     engine.main_first(lambda: embeddings.prepare(texts, agreement.negative_prompt(recipe, teacher)))
@@ -68,14 +70,24 @@ def complete(
         repair: look at the contents of every shard, and record damaged ones anew; without it they are an error.
     """
     said = recipe.data.trajectories
-    asked = agreement.settings(recipe, teacher)
-    agreement.places(levels, recipe, asked["levels"], "the recipe")  # before days of recording
+    asked = engine.main_first(lambda: refuse(recipe, levels, teacher))
     with Recorder(recipe, asked, teacher, embeddings, engine, stop) as recorder:
         recorder.record(repair)
         if said.clips:
             recorder.clips()
     teacher.unload()
     return Store(said.path)
+
+
+def refuse(recipe, levels: Tensor, teacher) -> dict:
+    """The settings asked for; UserError if recipe and store do not fit, before prompts are encoded, or days of work."""
+    asked, said = agreement.settings(recipe, teacher), recipe.data.trajectories
+    agreement.places(levels, recipe, asked["levels"], "the recipe")
+    if trajectories.is_store(said.path):
+        faults = agreement.differences(Store(said.path), asked, prompts.read(recipe.data.prompts), said.records)
+        if faults:
+            raise UserError("\n".join(faults))
+    return asked
 
 
 class Recorder:
@@ -99,22 +111,30 @@ class Recorder:
     def record(self, repair: bool) -> None:
         gaps, held = self.engine.main_first(partial(self._open, repair))
         mine, silent = slice(self.engine.rank, None, self.engine.world), not self.engine.main
-        wanted = gaps[mine]
+        wanted, beyond = gaps[mine], None
         if repair and held:
             with Progress("checking", "shard", len(held[mine]), silent=silent) as self.progress:
-                wanted += self._together(partial(self._damaged, held[mine]), "recorded")
-        with Progress("recording", "record", self.total, self._done(), silent) as self.progress:
+                found = self._together(partial(self._damaged, held[mine]), "recorded")
+            within = [shard for shard in found if shard.samples.stop <= self.total]
+            beyond = self.engine.first(next((shard for shard in found if shard not in within), None))
+            self._together(partial(self._take_out, within), "recorded")
+            wanted = wanted + [shard.samples for shard in within]
+        before = self.engine.main_first(self._done)
+        with Progress("recording", "record", self.total, before, silent) as self.progress:
             if gaps:
                 missing = sum(map(len, gaps))
                 self.progress.say(f"{self.path} lacks {missing} of {self.total} trajectories: recording them")
             self._together(partial(self._record, wanted), "recorded")
-            if gaps:
+            if before < self.total:
                 self.progress.show(self._done())
         self.engine.main_first(self._check_complete)
+        if beyond:
+            raise UserError(self._beyond(beyond.samples))
 
     def clips(self) -> None:
         """Decode the last latents of records that have no clip yet."""
         mine = range(self.engine.rank, self.total, self.engine.world)
+        self.engine.main_first(self._hold_for_clips)
         wanted = [sample for sample in mine if not self._clip(sample).exists()]
         with Progress("decoding", "clip", len(wanted), silent=not self.engine.main) as self.progress:
             self._together(partial(self._decode, wanted), "recorded, though not all decoded,")
@@ -122,30 +142,58 @@ class Recorder:
     # Opening, on the main process
 
     def _open(self, repair: bool) -> tuple[list[range], list[Shard]]:
-        """The shards to record and those that are there."""
-        if not trajectories.is_store(self.path):
+        """The shards to record and those that are there. Whoever only reads a whole store needs no lock."""
+        if repair or not trajectories.is_store(self.path) or Store(self.path).missing(self.total, self.total):
+            self._hold()  # before looking: what another recorder has begun is its own
             self._make()
         store = Store(self.path)
         faults = agreement.differences(store, self.asked, self.prompts, self.total)
         if faults or not repair and (faults := store.damaged(thorough=False)):
             raise UserError("\n".join(faults))
-        gaps = store.missing(self.total, self.said.shard)
-        if gaps or repair:
-            self._hold()
-            for leftover in [*(self.path / "shards").glob(f"*{PARTIAL}"), *store.broken]:
-                leftover.unlink()
-        return gaps, store.shards
+        if self._lock is not None:
+            trajectories.expect(self.path, self.total)
+            self._remove(store.broken)
+            trajectories.sweep(self.path)
+        return store.missing(self.total, self.said.shard), store.shards
 
     def _make(self) -> None:
-        others = sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
-        if others and others != ["lock"]:
-            raise UserError(
-                f"{self.path} holds {others[0]!r} but no {trajectories.INDEX}: not a trajectory store; "
-                "set data.trajectories.path=NEW_FOLDER"
-            )
-        trajectories.create(self.path, self.asked)
+        """An index, where there is none yet."""
+        if not trajectories.is_store(self.path):
+            trajectories.create(self.path, self.asked)
+
+    def _check_free(self) -> None:
+        """UserError if the folder holds something that is no store."""
+        others = trajectories.others(self.path)
+        if not others or trajectories.is_store(self.path):
+            return
+        if "shards" in others:
+            raise UserError(trajectories.no_index(self.path))
+        raise UserError(
+            f"{self.path} holds {others[0]!r} but no {trajectories.INDEX}: not a trajectory store; "
+            "set data.trajectories.path=NEW_FOLDER"
+        )
+
+    def _remove(self, entries: list[Path]) -> None:
+        """Entries that cannot be read: their records are recorded again."""
+        for samples in map(trajectories.samples_of, entries):
+            if samples.stop > self.total:
+                raise UserError(self._beyond(samples))
+        for entry in entries:
+            entry.unlink()
+
+    def _beyond(self, samples: range) -> str:
+        return (
+            f"{trajectories.file(self.path, samples)}: damaged, and holds records beyond the recipe's {self.total}; "
+            f"set data.trajectories.records={samples.stop} or more to record them anew"
+        )
+
+    def _hold_for_clips(self) -> None:
+        if self._lock is None and not all(self._clip(sample).exists() for sample in range(self.total)):
+            self._hold()
 
     def _hold(self) -> None:
+        self._check_free()
+        self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / "lock").open("a+")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,15 +211,24 @@ class Recorder:
 
     # A process's own work
 
-    def _damaged(self, shards: list[Shard]) -> list[range]:
+    def _damaged(self, shards: list[Shard]) -> list[Shard]:
         store, found = Store(self.path), []
         for done, shard in enumerate(shards, 1):
             self._look_up()
             if fault := store.damage(shard, thorough=True):
-                print(f"{store.file(shard)}: damaged ({fault}); recording it anew", flush=True)
-                found.append(shard.samples)
+                print(f"{store.file(shard)}: damaged ({fault})", flush=True)
+                found.append(shard)
             self.progress.show(done)
         return found
+
+    def _take_out(self, damaged: list[Shard]) -> None:
+        """Their records count no longer and are recorded anew, unless the recipe would make others."""
+        store = Store(self.path)
+        faults = damaged and agreement.differences(store, self.asked, self.prompts, self.total, writing=True)
+        if faults:
+            raise UserError("\n".join(faults))
+        for shard in damaged:
+            store.file(shard).with_suffix(".json").unlink()
 
     def _record(self, shards: list[range]) -> None:
         for samples in shards:
@@ -243,8 +300,10 @@ class Recorder:
             result = work()
         except _Interrupted:
             came = signal.Signals(self.stop.signal).name
-        except UserError as error:
-            fault = str(error)
+        except Exception as error:  # the first process says it for all
+            fault = user_line(error)
+            if fault is None:
+                raise
         came, fault = self.engine.first(came), self.engine.first(fault)
         if fault:
             raise UserError(fault)

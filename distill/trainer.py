@@ -102,10 +102,16 @@ class Trainer:
         except UserError as error:
             fault = str(error)
         if fault := self.engine.first(fault):
-            new = self.position.done and not self.position.update  # within a step, one was just resumed
-            state = f"saved in {self._save([])}" if new else "that of the last checkpoint"
-            raise self._stopped(f"{fault}, and go on with `distill run {self.folder}`; its state is {state}", 2)
+            raise self._stopped(f"{fault}, and go on with `distill run {self.folder}`; {self._state()}", 2)
         return batches
+
+    def _state(self) -> str:
+        """Where the run goes on from, saved now if it can be."""
+        if not self.position.done:
+            return "nothing was trained yet"
+        if self.position.update:  # within a step, whose batches are not there: it was just resumed
+            return "its state is that of the last checkpoint"
+        return f"its state is saved in {self._save([])}"
 
     def _descend(self, update, batches: list[Batch]) -> dict:
         at = {"step": self.position.step, "stage": self.position.stage, "stages": len(self.stages)}

@@ -49,7 +49,7 @@ def teacher_clips(
     guidance, best = recipe.validation.guidance, max(recipe.validation.teacher_steps)
     for steps in sorted(set(recipe.validation.teacher_steps), reverse=True):
         target = folder / "samples" / f"teacher_{steps}"
-        info = settings(recipe) | {"steps": steps, "guidance": guidance, "shift": shift}
+        info = settings(recipe) | {"steps": steps, "guidance": guidance, "shift": shift} | source(recipe, teacher)
         there = shown(target)
         if info.items() <= there.items() and "vitals" in there:  # clips made before there were vitals are made anew
             continue
@@ -68,6 +68,12 @@ def settings(recipe) -> dict:
     images = image_prompt.contents(texts(recipe))
     said = {"prompts": texts(recipe), "seed": recipe.validation.seed, "fps": recipe.video.fps}
     return said | ({"images": images} if images else {})
+
+
+def source(recipe, teacher) -> dict:
+    """What the teacher's clips depend on besides: a recipe may still change before its first checkpoint."""
+    size = recipe.video.model_dump()
+    return {"teacher": teacher.fingerprint, "video": size, "negative_prompt": recipe.data.negative_prompt}
 
 
 def shown(folder: Path) -> dict:

@@ -88,6 +88,8 @@ class AccVideo(Method):
         check_losses(trajectory, adversarial, loss, updates, heads)
         if head_width % 8:
             raise ValueError(f"head_width is {head_width}; it needs a multiple of 8")
+        if min(feature_depth) == 0:
+            raise ValueError(f"feature_depth is {feature_depth}; there are no features before the first block")
         self.m, self.shift = steps, shift
         self.sigmas = flow.grid(recorder_steps, shift)[self.indices]
         self.t = self.sigmas.flip(0).tolist()  # t'_0 = 0 to t'_m = 1, Python floats

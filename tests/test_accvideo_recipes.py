@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill import assemble, build, flow, recipe, trainer
+from distill import assemble, build, flow, recipe, sample, trainer
 from distill.data import prompts
 from distill.embedded import world
-from distill.errors import Stopped
+from distill.errors import Stopped, UserError
 from distill_methods.accvideo import AccVideo
 from tests import runs, tiny_wan
 
@@ -193,3 +193,28 @@ def test_a_loss_that_is_not_finite_leaves_the_queues_as_they_were(tmp_path, monk
         patch.setattr(AccVideo, "adversarial_loss", sick)
         runs.train(path, *overrides)
     runs.assert_same(runs.final(runs.train(path, *overrides)), whole)
+
+
+def test_a_student_of_its_own_levels_is_sampled_at_them_whatever_the_guidance():
+    own = torch.tensor([1.0, 0.7692, 0.3571, 0.0], dtype=torch.float64)
+    made = {"teacher": None, "net": None, "shift": 5.0, "guidance": 1.0, "video": None, "negative_prompt": ""}
+    source = sample.Source(**made, steps=3, levels=own)
+    assert torch.equal(source.sigmas(3), own)
+    with pytest.raises(UserError, match=r"--steps 4: this student knows 3 alone; the noise levels .* not a shifted"):
+        source.sigmas(4)
+    torch.testing.assert_close(sample.Source(**made, steps=3, levels=flow.grid(3, 5.0)).sigmas(4), flow.grid(4, 5.0))
+
+
+@pytest.mark.parametrize(("override", "said"), [("method.shift=7.0", "0.9"), ("data.prompts=none.txt", "no prompts")])
+def test_build_says_what_a_run_would_refuse(tmp_path, teacher, override, said):
+    (tmp_path / "none.txt").write_text("\n")
+    path, overrides = write(tmp_path, teacher)
+    override = override.replace("none.txt", str(tmp_path / "none.txt"))
+    with pytest.raises(UserError, match=said):
+        build.describe(recipe.load(path, [*overrides, override]))
+    assert any(line.startswith("prompts   5 in ") for line in build.describe(recipe.load(path, overrides)))
+
+
+def test_features_of_no_block_are_refused():
+    with pytest.raises(ValueError, match="no features before the first block"):
+        AccVideo(feature_depth=(1.0, 0.0))

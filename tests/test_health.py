@@ -83,5 +83,5 @@ def test_limits_can_be_set():
 
 def test_limits_are_checked(tmp_path):
     path = runs.write(tmp_path, tiny_wan.build(tmp_path / "teacher"))
-    with pytest.raises(recipe.RecipeError, match=r"health\.motion"):
-        recipe.load(path, ["health.motion=[2.0, 0.0]"])
+    with pytest.raises(recipe.RecipeError, match=r"health\.motion: .*the lower limit 2 is not below the upper one 0.5"):
+        recipe.load(path, ["health.motion=[2.0, 0.5]"])

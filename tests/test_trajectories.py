@@ -2,23 +2,27 @@
 
 import json
 import os
+import re
 import zlib
 from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from distill import flow
 from distill.batch import Condition, generator
 from distill.data import agreement, trajectories
 from distill.data.stream import PromptStream, TrajectoryStream
 from distill.data.trajectories import Store
-from distill.errors import UserError
+from distill.errors import UserError, user_line
 
 SHAPE = (2, 3, 4, 5)
 LEVELS = [1.0, 0.9, 0.5, 0.0]
 INFO = {
+    "version": 1,
     "teacher": {"family": "wan", "path": "somewhere", "fingerprint": "f"},
     "video": {"frames": 9, "height": 32, "width": 40},
     "latent_shape": list(SHAPE),
@@ -131,7 +135,7 @@ def test_missing_records_are_shards_that_respect_the_size(store, records, size):
         ("missing", True, "it is missing"),
         ("truncated", True, " bytes, its entry says "),
         ("longer", True, " bytes, its entry says "),
-        ("header flipped", False, "it does not match its sha256"),
+        ("header flipped", True, "its header is not that of latents"),
         ("latent flipped", False, "it does not match its sha256"),
     ],
 )
@@ -185,7 +189,8 @@ def resident() -> float:
 def test_reading_a_record_of_a_shard_of_two_gigabytes_takes_the_memory_of_the_record(tmp_path):
     """A sparse file of zeros, shaped like 80 records at 544p."""
     shape, size = (6, 16, 21, 60, 104), 6 * 16 * 21 * 60 * 104 * 2
-    trajectories.create(tmp_path, INFO)
+    info = {"levels": [1.0, 0.9, 0.8, 0.7, 0.5, 0.0], "latent_shape": shape[1:], "precision": "fp16"}
+    trajectories.create(tmp_path, INFO | info)
     header = {"latents": {"dtype": "F16", "shape": [80, *shape], "data_offsets": [0, 80 * size]}}
     text = json.dumps(header).encode()
     path = trajectories.file(tmp_path, range(80))
@@ -243,6 +248,133 @@ def test_prompts_may_be_added_behind_those_that_were_recorded(store):
     (line,) = agreement.differences(store, INFO, ["a", "b", "d"], 10)
     assert "record 2 was made from prompt 'c', data.prompts has 'd' there" in line
     assert agreement.differences(store, INFO, ["a", "b", "d"], 2) == []
+
+
+def save(store: Store, shard: int, tensor: torch.Tensor) -> None:
+    """Another tensor in a shard's file, with an entry that agrees with it."""
+    path = store.file(store.shards[shard])
+    save_file({"latents": tensor}, path)
+    entry = path.with_suffix(".json")
+    said = json.loads(entry.read_text()) | {"bytes": path.stat().st_size, "sha256": trajectories.sha256(path)}
+    entry.write_text(json.dumps(said))
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda x: x[:, :3], r"latents F32 \[4, 3, 2, 3, 4, 5\], the index says F32 \[4, 4, 2, 3, 4, 5\]"),
+        (lambda x: x[:3], r"latents F32 \[3, 4, "),
+        (lambda x: x[..., :4], r"latents F32 \[4, 4, 2, 3, 4, 4\]"),
+        (lambda x: x.half(), "latents F16 .* the index says F32"),
+    ],
+)
+def test_a_shard_of_another_shape_or_precision_than_the_index_says_is_damaged(store, change, line):
+    """Though its entry knows its size and sha256; and none is written."""
+    wrong = change(latents(10)[:4]).contiguous()
+    save(store, 0, wrong)
+    (said,) = Store(store.path).damaged(thorough=False)
+    assert re.search(line, said)
+    with pytest.raises(UserError, match="do not fit its index.*change the recipe back"):
+        trajectories.add(store.path, 12, ["a"] * 4, wrong)
+    assert len(list((store.path / "shards").iterdir())) == 6
+
+
+@pytest.mark.parametrize("lost", ["teacher", "levels", "latent_shape", "video", "precision", "steps", "version"])
+def test_an_index_without_a_key_is_refused_at_open(store, lost):
+    index = store.path / "index.json"
+    index.write_text(json.dumps({key: value for key, value in INFO.items() if key != lost}))
+    with pytest.raises(UserError, match=rf"index.json: damaged \(no proper '{lost}.*restore it, or record") as error:
+        Store(store.path)
+    assert "\n" not in str(error.value)
+    index.write_text("[]")
+    with pytest.raises(UserError, match="index.json: damaged"):
+        Store(store.path)
+
+
+def test_an_index_of_another_version_says_what_to_do(store):
+    (store.path / "index.json").write_text(json.dumps(INFO | {"version": 2}))
+    with pytest.raises(UserError, match=r"version 2, this distill reads version 1; record anew with .*=NEW_FOLDER"):
+        Store(store.path)
+
+
+@pytest.mark.parametrize("short", ["records", "crc32", "none", "number"])
+def test_an_entry_that_says_less_than_it_should_is_named_at_open(store, short):
+    entry = store.file(store.shards[0]).with_suffix(".json")
+    said = json.loads(entry.read_text())
+    if short == "crc32":
+        said["records"][2]["crc32"].pop()
+    if short == "number":
+        said["records"][2]["crc32"] = 5
+    said["records"] = {"records": said["records"][:3], "none": []}.get(short, said["records"])
+    entry.write_text(json.dumps(said))
+    torn = Store(store.path)
+    (line,) = torn.damaged(thorough=True)
+    assert line == f"{entry}: damaged (not the entry of a shard); record it anew with `distill synthesize RECIPE`"
+    assert torn.missing(10, 4) == [range(4)]
+
+
+def test_records_without_an_entry_are_named_with_the_mend(store):
+    """Between others, and at the end once it was noted how many there are to be."""
+    store.file(store.shards[1]).with_suffix(".json").unlink()
+    (line,) = Store(store.path).damaged(thorough=True)
+    assert line == f"{store.path}: lacks records 4 to 7; record what is missing with `distill synthesize RECIPE`"
+    trajectories.expect(store.path, 11)
+    trajectories.expect(store.path, 5)
+    found = Store(store.path)
+    assert [line.split("; ")[0].split("lacks ")[1] for line in found.damaged(thorough=True)] == [
+        "records 4 to 7",
+        "record 10",
+    ]
+    assert found.damaged(thorough=False) == []  # a recorder is about to add them
+    assert found.describe()[-1] == "records   6 in 2 shards, 5 missing, the first 4"
+
+
+def test_how_many_records_are_to_come_is_not_what_training_sees(store):
+    digest = store.digest(10)
+    trajectories.expect(store.path, 20)
+    assert Store(store.path).digest(10) == digest
+
+
+def test_the_digest_of_image_records_is_of_those_that_are_read(store):
+    """Images of records that were added change nothing; those of its own do."""
+    for i, shard in enumerate(store.shards):
+        entry = store.file(shard).with_suffix(".json")
+        said = json.loads(entry.read_text())
+        said["records"] = [record | {"image": str(i)} for record in said["records"]]
+        entry.write_text(json.dumps(said))
+    before = Store(store.path)
+    digests = {records: before.digest(records) for records in (4, 10)}
+    entry.write_text(entry.read_text().replace('"image": "2"', '"image": "3"'))
+    assert Store(store.path).digest(4) == digests[4] and Store(store.path).digest(10) != digests[10]
+
+
+def test_shards_without_an_index_are_a_store_whose_index_is_lost(store):
+    (store.path / "index.json").unlink()
+    with pytest.raises(UserError, match="holds shards but no index.json: the store's index is lost; restore it"):
+        Store(store.path)
+
+
+def test_a_sweep_leaves_shards_and_strangers(store):
+    shards = store.path / "shards"
+    before = {path.name for path in shards.iterdir()} - {"00000004-00000007.json", "00000004-00000007.safetensors"}
+    (shards / "00000004-00000007.json").unlink()
+    for name in ("00000020-00000021.safetensors", "00000008-00000009.safetensors.partial", ".tmpAb3", "notes.json"):
+        (shards / name).write_text("x")
+    trajectories.sweep(store.path)
+    assert {path.name for path in shards.iterdir()} == before | {"notes.json"}
+
+
+def test_a_full_disk_is_one_line(store, monkeypatch):
+    def fail(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(trajectories, "save_file", fail)
+    with pytest.raises(UserError, match=r"00000010.*partial: cannot be written \(.*No space left on device"):
+        trajectories.add(store.path, 10, ["a"], latents(1))
+    line = "Error while serializing: I/O error: No space left on device (os error 28)"
+    assert user_line(SafetensorError(line)) == line
+    assert user_line(SafetensorError("Error while deserializing header: InvalidHeader")) is None
+    assert user_line(OSError("write failed:\n  disk full")) == "write failed: disk full"
 
 
 def test_a_digest_is_of_what_training_sees(store, tmp_path):

@@ -67,3 +67,13 @@ def test_the_teachers_clips_are_made_again_for_other_settings_or_if_they_are_not
     assert teacher_clips(tmp_path, recipe(seed=1)) == 2 * 2 * (6 + 48)
     (tmp_path / "samples/teacher_6/clips.json").unlink()
     assert teacher_clips(tmp_path, recipe(seed=1)) == 2 * 2 * 6
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"video": Video(frames=5, height=8, width=16, fps=8)}, {"data": Data(prompts=Path("x"), negative_prompt="b")}],
+)
+def test_the_teachers_clips_are_made_again_for_another_size_or_negative_prompt(tmp_path, change):
+    teacher_clips(tmp_path, recipe())
+    other = SimpleNamespace(**vars(recipe()) | change)
+    assert teacher_clips(tmp_path, other) == 2 * 2 * (6 + 48)

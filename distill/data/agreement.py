@@ -6,13 +6,12 @@ from torch import Tensor
 
 from .. import flow, image_prompt
 from ..errors import UserError
-from .trajectories import Store
+from .trajectories import VERSION, Store
 
-VERSION = 1
 SAME_LEVEL = 1e-6
 OPTIONS = ("seed", "steps", "shift", "guidance", "precision", "keep")
 NOT_COMPARED = ("teacher.family", "teacher.path", "latent_shape", "levels")  # they follow from others, or may differ
-OF_NEW_RECORDS = ("keep", "network_precision")  # compared where records are added
+OF_NEW_RECORDS = ("keep", "network_precision")  # compared where records are written
 RECIPE_KEYS = {name: f"data.trajectories.{name}" for name in OPTIONS} | {
     "teacher.fingerprint": "a teacher of fingerprint",
     "negative_prompt": "data.negative_prompt",
@@ -52,10 +51,14 @@ def kept(steps: int, keep: int | str) -> range:
     return range(0, steps + 1, 1 if keep == "all" else steps // keep)
 
 
-def differences(store: Store, asked: dict, prompts: Sequence[str], records: int) -> list[str]:
-    """A line for everything in which the store is not what a recipe asks for."""
+def differences(store: Store, asked: dict, prompts: Sequence[str], records: int, writing: bool = False) -> list[str]:
+    """A line for everything in which the store is not what a recipe asks for.
+
+    Args:
+        writing: records are about to be written, though none is missing.
+    """
     was, now = dict(_leaves("", store.info)), dict(_leaves("", asked))
-    skipped = NOT_COMPARED + (() if store.missing(records, records) else OF_NEW_RECORDS)
+    skipped = NOT_COMPARED + (() if writing or store.missing(records, records) else OF_NEW_RECORDS)
     keys = [key for key in now if key not in skipped and was.get(key) != now[key]]
     found = [f"recorded with {RECIPE_KEYS.get(key, key)} {was.get(key)!r}, the recipe has {now[key]!r}" for key in keys]
     found += _other_prompt(store, prompts, records)

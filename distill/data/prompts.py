@@ -7,7 +7,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
@@ -95,13 +95,20 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     lengths = {name: str(len(t)) for name, t in tensors.items()}
     trimmed = {name: _compact(t[: _length(t)]) for name, t in tensors.items()}
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        save_file(trimmed, file.name, metadata=lengths)
+        try:
+            save_file(trimmed, file.name, metadata=lengths)
+        except SafetensorError as error:
+            os.unlink(file.name)
+            raise UserError(f"{path}: cannot be written ({error}); DISTILL_CACHE may name another folder") from error
     os.replace(file.name, path)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:
-        found = {name: (file.get_tensor(name).float(), int(length)) for name, length in file.metadata().items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: (file.get_tensor(name).float(), int(length)) for name, length in file.metadata().items()}
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); remove it, and the prompt is encoded again") from error
     return {name: pad(t, [0, 0] * (t.ndim - 1) + [0, length - len(t)]) for name, (t, length) in found.items()}
 
 
