@@ -39,6 +39,15 @@ def generator(*key: int | str) -> torch.Generator:
 
 
 @dataclass
+class Clips:
+    """Real videos and their captions, as many as the batch has prompts: clean latents (B, C, F, H, W), float32."""
+
+    latents: Tensor
+    prompts: list[str]
+    cond: Condition
+
+
+@dataclass
 class Batch:
     """A micro-batch of prompts, or of records of a trajectory store.
 
@@ -50,6 +59,7 @@ class Batch:
         state: tensors that a method carries through the updates of one step, saved with a checkpoint.
         trajectory: (B, K + 1, C, F, H, W), float32: the teacher's latents at the noise levels `Method.levels()`, noise
             first, for methods that read "trajectories".
+        video: real videos with captions of their own, for methods that read "videos".
     """
 
     prompts: list[str]
@@ -62,6 +72,7 @@ class Batch:
     update: int = 0
     state: dict[str, Tensor] = field(default_factory=dict)
     trajectory: Tensor | None = None
+    video: Clips | None = None
     _draws: int = 0
 
     def __len__(self) -> int:

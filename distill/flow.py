@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 def like(sigma: Tensor, x: Tensor) -> Tensor:
-    """View sigma, (B,) or (B, F), so that it broadcasts over x, (B, C, F, H, W)."""
+    """View sigma, (B,) or (B, F), on any device, so that it broadcasts over x, (B, C, F, H, W)."""
+    sigma = sigma.to(x.device)
     if sigma.shape == x.shape[:1]:
         return sigma.view(-1, *[1] * (x.ndim - 1))
     if x.ndim == 5 and sigma.shape == (x.shape[0], x.shape[2]):
@@ -70,6 +71,12 @@ def unshift(sigma: Tensor, s: float) -> Tensor:
 def grid(steps: int, s: float) -> Tensor:
     """The noise levels of a sampler, (steps + 1,), float64, from 1 down to 0: shift(i / steps, s)."""
     return shift(torch.arange(steps, -1, -1, dtype=torch.float64) / steps, s)
+
+
+def nearest(sigma: Tensor, levels: Tensor) -> Tensor:
+    """Of the levels, (N,), the one nearest to each sigma, (B,); of two as near, the first."""
+    levels = levels.to(sigma)
+    return levels[(levels - sigma[:, None]).abs().argmin(1)]
 
 
 def grid_shift(sigmas: Tensor) -> float:

@@ -48,10 +48,11 @@ def read(module: str, name: str) -> Signature:
         raise UserError(f"module {module} defines no class {name}")
     source, node = classes[0]
     description = ast.get_docstring(node) or ast.get_docstring(source.tree) or ""
+    documented = [each for _, n in reversed(classes) for each in (n, _member(n, "__init__")) if each]  # nearest last
     source, init = next(((s, i) for s, n in classes if (i := _member(n, "__init__"))), (source, None))
     return Signature(
         description=description.partition("\n")[0],
-        options=_options(source, name, init, "\n".join(ast.get_docstring(n) or "" for _, n in classes)),
+        options=_options(source, name, init, "\n".join(ast.get_docstring(each) or "" for each in documented)),
         hints={arg.arg: ast.unparse(arg.annotation) for arg, _ in _arguments(source, name, init)},
         networks=_networks(name, classes),
         has_stages=any(_member(node, "stages") for _, node in classes),
@@ -129,7 +130,7 @@ def _member(node: ast.ClassDef, name: str) -> ast.stmt | None:
 
 def _options(source: _Source, name: str, init: ast.FunctionDef | None, docs: str) -> type[pydantic.BaseModel]:
     arguments = list(_arguments(source, name, init))
-    texts = _explained(docs + "\n" + (ast.get_docstring(init) or "" if init else ""), [arg.arg for arg, _ in arguments])
+    texts = _explained(docs, [arg.arg for arg, _ in arguments])
     fields: dict[str, Any] = {}
     for arg, default in arguments:
         value = ... if default is None else _literal(source, arg, default)
