@@ -4,7 +4,6 @@ One is written into `update_<n>.tmp`, every file flushed to disk and listed with
 folder is then renamed. The newest one whose files match its manifest is the one that a run continues from.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from . import disk
 from .errors import UserError
 
 VERSION = 1
@@ -59,7 +59,7 @@ def save(
         if final.exists():  # the same update again, after a torn one was skipped
             shutil.rmtree(final)
         os.rename(tmp, final)
-        _sync(final.parent)
+        disk.sync(final.parent)
     wait()
     return final
 
@@ -92,7 +92,7 @@ def damage(checkpoint: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != said["size"]:
             return f"{name} has {path.stat().st_size} bytes, its manifest says {said['size']}"
-        if _sha256(path) != said["sha256"]:
+        if disk.sha256(path) != said["sha256"]:
             return f"{name} does not match its sha256"
     return None
 
@@ -124,33 +124,17 @@ def load_network(run: Path, name: str, update: int | None = None) -> dict[str, T
 def _seal(tmp: Path, position: Position, info: dict) -> None:
     files = {}
     for path in sorted(p for p in tmp.rglob("*") if p.is_file()):
-        _sync(path)
-        files[path.relative_to(tmp).as_posix()] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+        disk.sync(path)
+        files[path.relative_to(tmp).as_posix()] = {"size": path.stat().st_size, "sha256": disk.sha256(path)}
     body = {"version": VERSION, "position": vars(position), **info, "files": files}
     (tmp / "manifest.json").write_text(json.dumps(body, indent=1))
     for path in [tmp / "manifest.json", *{p.parent for p in tmp.rglob("*")}]:
-        _sync(path)
+        disk.sync(path)
 
 
 def _newest_first(run: Path) -> list[Path]:
     found = (run / "checkpoints").glob("update_*")
     return sorted((p for p in found if p.is_dir() and p.suffix != ".tmp"), reverse=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def load_state(path: Path) -> dict:

@@ -1,10 +1,8 @@
 """The run's folder: made once, held by one run at a time, and faithful to one recipe."""
 
-import fcntl
-import os
-import socket
 from pathlib import Path
 
+from . import disk
 from . import recipe as recipes
 from .engine import Engine
 from .environment import environment
@@ -42,27 +40,15 @@ class RunFolder:
     def _open(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / "lock").open("a+")
+            self._lock = disk.hold(self.path, f"{self.path} is in use by {{holder}}; wait for it, or set output=FOLDER")
         except OSError as error:
             raise UserError(f"output {self.path}: not writable ({error.strerror}); set output=FOLDER") from error
-        self._hold()
         if not (self.path / "recipe.yaml").exists():
             self._refuse_others()
         elif any((self.path / "checkpoints").glob("update_*")):  # until then nothing depends on the recipe
             self._compare()
         recipes.save(self.recipe, self.path / "recipe.yaml")
         environment(self.path / "environment.json")
-
-    def _hold(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            raise UserError(f"{self.path} is in use by {holder}; wait for it, or set output=FOLDER") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._lock.flush()
 
     def _refuse_others(self) -> None:
         others = [p.name for p in self.path.iterdir() if p.name != "lock"]

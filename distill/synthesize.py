@@ -4,10 +4,7 @@ The unit of work is a shard: processes take them in turn, and each is written wh
 processes writes the same store and one that was killed goes on where it stopped.
 """
 
-import fcntl
-import os
 import signal
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from itertools import pairwise
@@ -17,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from . import assemble, flow, teachers, video
+from . import assemble, disk, flow, teachers, video
 from .batch import Condition, generator
 from .data import agreement, prompts, trajectories
 from .data.prompts import Embeddings
@@ -194,16 +191,7 @@ class Recorder:
     def _hold(self) -> None:
         self._check_free()
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / "lock").open("a+")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            raise UserError(f"{self.path} is being recorded by {holder}; wait for it") from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._lock.flush()
+        self._lock = disk.hold(self.path, f"{self.path} is being recorded by {{holder}}; wait for it")
 
     def _check_complete(self) -> None:
         if gaps := Store(self.path).missing(self.total, self.total):

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from distill import flow
+from distill import disk, flow
 from distill.batch import Condition, generator
 from distill.data import agreement, trajectories
 from distill.data.stream import PromptStream, TrajectoryStream
@@ -101,7 +101,7 @@ def test_a_shard_counts_once_its_entry_is_written(store):
     assert [shard.samples for shard in left.shards] == [range(4), range(8, 10)]
 
 
-@pytest.mark.parametrize(("call", "left"), [("sync", []), ("os.replace", []), ("_write", ["00000010-00000010"])])
+@pytest.mark.parametrize(("call", "left"), [("disk.sync", []), ("os.replace", []), ("_write", ["00000010-00000010"])])
 def test_a_shard_whose_writing_was_cut_short_is_not_part_of_the_store(store, monkeypatch, call, left):
     """Whichever step fails, no entry is there, and no file under the shard's name is half a shard."""
 
@@ -255,7 +255,7 @@ def save(store: Store, shard: int, tensor: torch.Tensor) -> None:
     path = store.file(store.shards[shard])
     save_file({"latents": tensor}, path)
     entry = path.with_suffix(".json")
-    said = json.loads(entry.read_text()) | {"bytes": path.stat().st_size, "sha256": trajectories.sha256(path)}
+    said = json.loads(entry.read_text()) | {"bytes": path.stat().st_size, "sha256": disk.sha256(path)}
     entry.write_text(json.dumps(said))
 
 

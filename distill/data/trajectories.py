@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .. import image_prompt
+from .. import disk, image_prompt
 from ..errors import UserError
 
 VERSION = 1
@@ -150,7 +150,7 @@ class Store:
             return f"{path.stat().st_size} bytes, its entry says {shard.bytes}"
         if fault := self._other_latents(shard):
             return fault
-        return "it does not match its sha256" if thorough and sha256(path) != shard.sha256 else None
+        return "it does not match its sha256" if thorough and disk.sha256(path) != shard.sha256 else None
 
     def _other_latents(self, shard: Shard) -> str | None:
         """In what the file's tensor is not of the index's shape and precision."""
@@ -253,10 +253,10 @@ def add(path: Path, first: int, prompts: Sequence[str], latents: Tensor) -> None
     except SafetensorError as error:
         raise UserError(f"{partial}: cannot be written ({error}); what was recorded before is kept") from error
     shutil.copymode(path / INDEX, partial)  # safetensors writes for the owner alone
-    sync(partial)
-    size, digest = partial.stat().st_size, sha256(partial)
+    disk.sync(partial)
+    size, digest = partial.stat().st_size, disk.sha256(partial)
     os.replace(partial, target)
-    sync(target.parent)
+    disk.sync(target.parent)
     _write(target.with_suffix(".json"), _entry(first, prompts, latents, size, digest))
 
 
@@ -283,22 +283,6 @@ def recorded(path: Path, records: int) -> int:
 
 def is_store(path: Path) -> bool:
     return (path / INDEX).is_file()
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as opened:
-        while chunk := opened.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _index(path: Path) -> dict:
@@ -375,9 +359,9 @@ def _made_from(prompt: str) -> dict[str, str]:
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(path.name + PARTIAL)
     partial.write_text(text + "\n", "utf-8")
-    sync(partial)
+    disk.sync(partial)
     os.replace(partial, path)
-    sync(path.parent)
+    disk.sync(path.parent)
 
 
 def _crc32(x: Tensor) -> str:
