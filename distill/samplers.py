@@ -1,6 +1,7 @@
 """Samplers: pure functions of a network, noise and noise levels. Latents stay float32 throughout."""
 
 import hashlib
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -20,14 +21,24 @@ def euler(
         sigmas: (n + 1,), from 1 down to 0; differences are taken in its own precision.
         negative: what guidance leads away from; needed where scale is not 1.
     """
+    for x in walk(net, noise, sigmas, cond, negative, scale):
+        end = x
+    return end
+
+
+def walk(
+    net: Net, noise: Tensor, sigmas: Tensor, cond: Condition, negative: Condition | None = None, scale: float = 1.0
+) -> Iterator[Tensor]:
+    """The latents at every level of `euler`, the noise itself first."""
     if negative is None and scale != 1:
         raise ValueError(f"guidance scale is {scale}; a scale other than 1 needs the negative condition")
     x = noise.float()
+    yield x
     for sigma, sigma_next in pairwise(sigmas.tolist()):
         levels = torch.full(x.shape[:1], sigma)
         v = net(x, levels, cond) if negative is None else net.guided(x, levels, cond, negative, scale)
         x = x + (sigma_next - sigma) * v
-    return x
+        yield x
 
 
 def renoise(net: Net, noise: Tensor, sigmas: Tensor, cond: Condition, told: Tensor | None = None) -> Tensor:

@@ -7,15 +7,14 @@ processes writes the same store and one that was killed goes on where it stopped
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from . import assemble, disk, flow, teachers, video
-from .batch import Condition, generator
+from . import assemble, disk, flow, samplers, teachers, video
+from .batch import generator
 from .data import agreement, prompts, trajectories
 from .data.prompts import Embeddings
 from .data.trajectories import Shard, Store
@@ -259,7 +258,7 @@ class Recorder:
         negative = self.embeddings.get([self.asked["negative_prompt"]]).to(self.engine.device).expand(len(samples))
         noise = noise_of(self.said.seed, samples, self.asked["latent_shape"]).to(self.engine.device)
         sigmas = flow.grid(self.said.steps, self.said.shift)
-        return denoise(self._net, noise, sigmas, cond, negative, self.said.guidance)
+        return samplers.walk(self._net, noise, sigmas, cond, negative, self.said.guidance)
 
     @cached_property
     def _net(self) -> Net:
@@ -309,15 +308,3 @@ def noise_of(seed: int, samples: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Standard normal (B, C, F, H, W), each of its own seed and sample."""
     keys = [("trajectory", seed, sample) for sample in samples]
     return torch.stack([torch.randn(*shape, generator=generator(*key)) for key in keys])
-
-
-def denoise(
-    net: Net, noise: Tensor, sigmas: Tensor, cond: Condition, negative: Condition, scale: float
-) -> Iterator[Tensor]:
-    """The latents at every noise level, the noise itself first: samplers.euler with what lies between."""
-    x = noise.float()
-    yield x
-    for sigma, sigma_next in pairwise(sigmas.tolist()):
-        v = net.guided(x, torch.full(x.shape[:1], sigma), cond, negative, scale)
-        x = x + (sigma_next - sigma) * v
-        yield x
