@@ -1,6 +1,5 @@
 """Finding the faults of a recipe: what a model refuses, files that are missing, sections that do not fit each other."""
 
-import enum
 import json
 import re
 import types
@@ -13,17 +12,10 @@ import pydantic
 
 from . import image_prompt, registry, signature
 from .errors import UserError
+from .sections import Relative
 from .yaml_source import Key, Source, did_you_mean, missing
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-
-
-class Relative(enum.Enum):
-    """Annotates a field that holds a path, with what a relative one starts from."""
-
-    TO_RECIPE = "the file that wrote it; it must exist"
-    TO_HERE = "the working directory"
-    TEACHER = "the file that wrote it, unless it is `embedded` or a hub id"
 
 
 def check(source: Source, model: type[pydantic.BaseModel]) -> tuple[pydantic.BaseModel | None, dict[str, Any]]:
@@ -149,6 +141,8 @@ def _resolved(source: Source, key: Key, value: str, kind: Relative) -> str:
     mark = source.mark(key)
     path = (Path() if kind is Relative.TO_HERE else mark.folder) / Path(value).expanduser()
     if kind is Relative.TEACHER and (value == "embedded" or not path.exists() and _is_hub_id(value)):
+        return value
+    if kind is Relative.VIDEOS and value.partition(":")[0] == "embedded":
         return value
     if kind is not Relative.TO_HERE and not path.exists():
         hub = ", nor is it a hub id (organisation/name)" if kind is Relative.TEACHER else ""

@@ -13,12 +13,11 @@ import pydantic
 from pydantic import Discriminator, Field, Tag
 
 from . import faults, registry, yaml_source
+from .data.spec import Data
 from .errors import UserError
-from .faults import Relative
 from .options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from .sections import File, Relative, Section, Text
 
-Text = Annotated[str, Field(min_length=1)]
-File = Annotated[Path, Relative.TO_RECIPE]
 Prompts = Annotated[
     Annotated[list[Text], Field(min_length=1), Tag("list")] | Annotated[File, Tag("file")],
     Discriminator(lambda value: "list" if isinstance(value, list) else "file"),
@@ -33,12 +32,6 @@ class RecipeError(UserError):
 
     def __init__(self, found: Sequence[yaml_source.Fault]):
         super().__init__("\n".join(map(str, sorted(found))))
-
-
-class Section(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class TeacherSpec(Section):
@@ -58,41 +51,6 @@ class Video(Section):
     width: PositiveInt
     """Pixels."""
     fps: PositiveInt
-
-
-class Trajectories(Section):
-    """The teacher's own denoising of data.prompts, recorded once (docs/trajectories.md)."""
-
-    path: Annotated[Path, Relative.TO_HERE]
-    """The store's folder."""
-    records: PositiveInt
-    """Record j has prompt j, counted round the prompts, and noise of its own."""
-    steps: PositiveInt = 50
-    """Of the recorder, n."""
-    shift: PositiveFloat = 5.0
-    """Of the recorder's noise levels."""
-    guidance: PositiveFloat = 5.0
-    """1 is off."""
-    keep: PositiveInt | Literal["all"] = 5
-    """Key steps m: every (n / m)-th latent is kept, m + 1 in all."""
-    precision: Literal["fp16", "fp32"] = "fp16"
-    """Of the stored latents; bf16 would lose the differences between them."""
-    seed: NonNegativeInt = 0
-    batch_size: PositiveInt = 1
-    """Records made at once; results agree between sizes but for the last bits."""
-    shard: PositiveInt = 16
-    """Records per file."""
-    clips: bool = False
-    """Also decode the last latents."""
-
-
-class Data(Section):
-    prompts: File
-    """A text file, one prompt per line."""
-    negative_prompt: str | None = None
-    """null: the teacher family's own."""
-    trajectories: Trajectories | None = None
-    """For methods that learn from trajectories."""
 
 
 class MethodSpec(Section):

@@ -2,6 +2,7 @@
 
 from . import recipe as recipes
 from . import registry
+from .data.spec import Trajectories
 
 
 def describe(recipe: recipes.Recipe) -> list[str]:
@@ -17,7 +18,7 @@ def describe(recipe: recipes.Recipe) -> list[str]:
     ]
 
 
-def recorded(asked: recipes.Trajectories) -> str:
+def recorded(asked: Trajectories) -> str:
     sampler = f"{asked.steps} steps, shift {asked.shift:g}, guidance {asked.guidance:g}"
     return f"{asked.records} trajectories of {sampler}; keep {asked.keep} in {asked.precision}; {asked.path}"
 

@@ -1,0 +1,28 @@
+"""What the sections of a recipe are made of."""
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import pydantic
+from pydantic import Field
+
+
+class Relative(enum.Enum):
+    """Annotates a field that holds a path, with what a relative one starts from."""
+
+    TO_RECIPE = "the file that wrote it; it must exist"
+    TO_HERE = "the working directory"
+    VIDEOS = "the file that wrote it, unless it is the embedded world"
+    TEACHER = "the file that wrote it, unless it is `embedded` or a hub id"
+
+
+class Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+Text = Annotated[str, Field(min_length=1)]
+File = Annotated[Path, Relative.TO_RECIPE]
+Folder = Annotated[Path, Relative.TO_HERE]
