@@ -20,16 +20,26 @@ SMALL = 1e-3  # of the range of a pixel: below it a teacher has nothing to lose
 def vitals(clips: Sequence[np.ndarray]) -> dict[str, float]:
     """Measures of clips, uint8 (F, H, W, 3) each, in shares of the range of a pixel.
 
-    motion: mean change of a pixel from frame to frame; saturation: largest minus smallest channel; variety: root mean
-    square difference between clips of different prompts (0 for a single clip).
+    Besides MEASURES the variety: root mean square difference between clips of different prompts (0 for a single clip).
     """
     videos = [np.asarray(clip, np.float32) / 255 for clip in clips]
     pairs = [np.sqrt(np.square(a - b).mean()) for a, b in combinations(videos, 2)]
-    return {
-        "motion": float(np.mean([np.abs(np.diff(v, axis=0)).mean() if len(v) > 1 else 0 for v in videos])),
-        "saturation": float(np.mean([(v.max(-1) - v.min(-1)).mean() for v in videos])),
-        "variety": float(np.mean(pairs)) if pairs else 0.0,
-    }
+    means = {name: float(np.mean([measure(clip) for clip in clips])) for name, measure in MEASURES.items()}
+    return means | {"variety": float(np.mean(pairs)) if pairs else 0.0}
+
+
+def motion(clip: np.ndarray) -> float:
+    """Mean change of a pixel from frame to frame, as a share of its range."""
+    return float(np.abs(np.diff(np.asarray(clip, np.float32), axis=0)).mean() / 255) if len(clip) > 1 else 0.0
+
+
+def saturation(clip: np.ndarray) -> float:
+    """Mean of the largest minus the smallest channel, as a share of their range."""
+    frames = np.asarray(clip, np.float32)
+    return float((frames.max(-1) - frames.min(-1)).mean() / 255)
+
+
+MEASURES = {"motion": motion, "saturation": saturation}  # of a clip by itself, uint8 (F, H, W, 3)
 
 
 def ratios(student: dict[str, float], teacher: dict[str, float]) -> dict[str, float]:

@@ -105,6 +105,15 @@ def test_psnr_is_that_of_the_shown_pixels():
     assert psnr == pytest.approx([20 * math.log10(25.5), 10 * math.log10(12 * 255**2)])
 
 
+def test_saturation_and_motion_are_shares_of_a_pixels_range():
+    clip = np.zeros((1, 3, 2, 2, 3), np.uint8)
+    clip[0, :, :, :, 0] = 51  # a channel at a fifth of the range
+    clip[0, 1] = 255  # a white frame between two dark red ones
+    found = fidelity.compared(torch.zeros(1, 4), torch.zeros(1, 4), clip, clip)
+    assert found["saturation"] == pytest.approx([2 / 3 / 5])
+    assert found["motion"] == pytest.approx([(204 + 255 + 255) / 3 / 255])
+
+
 def test_an_interrupted_evaluation_computes_only_what_is_missing(tmp_path):
     class Killed(Exception):
         pass

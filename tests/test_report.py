@@ -93,6 +93,7 @@ def evaluation(attributes=world.ATTRIBUTES):
     for name, scale, hits in (("teacher_6", 1, 4), ("teacher_48", 0, 16), ("student", 0.5, 12)):
         values = {"seconds": [0.1] * 16, "evaluations": [{"teacher_6": 12, "teacher_48": 96, "student": 6}[name]] * 16}
         values |= {"rmse": list(scale * error), "cosine": list(1 - scale * error / 4), "psnr": list(20 + 0 * error)}
+        values |= {"saturation": [0.3125 + scale / 4] * 16, "motion": [0.0625] * 16}
         samplers[name] = values | {a: [1.0] * hits + [0.0] * (16 - hits) for a in attributes}
     part = {"prompt": list(range(16)), "samplers": samplers}
     options = SimpleNamespace(seed=2000, guidance=5.0)
@@ -143,6 +144,7 @@ def test_everything_to_see_has_words_and_everything_to_use_has_a_name(finished):
 def test_the_figures_of_the_evaluation_are_on_the_page(finished):
     assert "50 % of the gap closed" in finished.text.replace("\u2009", " ")
     assert "6 network evaluations per clip" in finished.text
+    assert "0.562" in finished.text and "0.438" in finished.text  # saturation of the teacher's few steps, of the student
     assert "95 % interval 50 to 50 %" in finished.text.replace("\u2009", " ").replace("\xa0", " ")
     assert "75 % [51, 90]" in finished.text.replace("\u2009", " ")  # Wilson's for 12 of 16: 0.505 to 0.898
 

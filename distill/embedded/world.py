@@ -42,6 +42,40 @@ HALF_SIDE, CIRCUMRADIUS = 0.89, 1.32
 STRIPE_PERIOD, STRIPE_SHADE = 5.0, 0.45  # pixels; brightness of the dark stripes
 LEVELS = {"black": (12, 12), "gray": (128, 128), "white": (240, 240), "checkered": (70, 185)}
 
+RGB = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a domain paints its grounds.
+
+    Attributes:
+        grounds: a background's name in captions -> the two kinds of its squares.
+        striped: backgrounds that have the stripes of striped things.
+        colours: of the things that can be told from these grounds.
+    """
+
+    grounds: dict[str, tuple[RGB, RGB]]
+    striped: tuple[str, ...] = ()
+    colours: tuple[str, ...] = tuple(COLOURS)
+
+    def shows(self, scene: "Scene") -> bool:
+        return all(thing.colour in self.colours for thing in scene.things)
+
+
+OWN = Look({name: ((a, a, a), (b, b, b)) for name, (a, b) in LEVELS.items()})
+CLOTH = Look(  # built of what the embedded autoencoder knows: it paints any other colour or texture as the nearest one
+    {
+        "black": (COLOURS["blue"], COLOURS["blue"]),
+        "gray": (COLOURS["green"], COLOURS["green"]),
+        "white": ((240, 240, 240), COLOURS["green"]),
+        "checkered": ((12, 12, 12), COLOURS["blue"]),
+    },
+    striped=("black", "gray"),
+    colours=("red", "yellow", "cyan", "magenta"),
+)
+DOMAINS = {"own": OWN, "cloth": CLOTH}
+
 
 @dataclass(frozen=True)
 class Thing:
@@ -183,10 +217,18 @@ def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> 
     return np.maximum(slope, y) - CIRCUMRADIUS * radius / 2
 
 
-def background(name: str) -> np.ndarray:
-    """Gray levels (H, W)."""
+def background(name: str, look: Look = OWN) -> np.ndarray:
+    """RGB levels (H, W, 3)."""
     cell = np.arange(SIZE) // 8
-    return np.array(LEVELS[name], np.float32)[(cell[:, None] + cell) % 2]
+    ground = np.array(look.grounds[name], np.float32)[(cell[:, None] + cell) % 2]
+    y = np.arange(SIZE, dtype=np.float32)[:, None, None]
+    return ground * shade(y) if name in look.striped else ground
+
+
+def shade(y: np.ndarray) -> np.ndarray:
+    """Brightness of stripes across y, pixels."""
+    light = np.clip(0.5 + 1.5 * np.cos(2 * np.pi / STRIPE_PERIOD * y), 0, 1)
+    return STRIPE_SHADE + (1 - STRIPE_SHADE) * light
 
 
 def paint(frames: np.ndarray, thing: Thing, radius: float, centre: np.ndarray, angle: np.ndarray) -> None:
@@ -199,14 +241,13 @@ def paint(frames: np.ndarray, thing: Thing, radius: float, centre: np.ndarray, a
     cover = np.clip(0.5 - signed_distance(thing.shape, x, y, radius), 0, 1)[..., None]
     colour = np.array(COLOURS[thing.colour], np.float32)
     if thing.texture == "striped":
-        light = np.clip(0.5 + 1.5 * np.cos(2 * np.pi / STRIPE_PERIOD * y), 0, 1)
-        colour = colour * (STRIPE_SHADE + (1 - STRIPE_SHADE) * light)[..., None]
+        colour = colour * shade(y)[..., None]
     frames += cover * (colour - frames)
 
 
-def render(scene: Scene, rng: Generator) -> np.ndarray:
+def render(scene: Scene, rng: Generator, look: Look = OWN) -> np.ndarray:
     """A clip of the scene, uint8 (F, H, W, 3)."""
-    frames = np.repeat(background(scene.background)[None, :, :, None], FRAMES, 0).repeat(3, -1)
+    frames = np.repeat(background(scene.background, look)[None], FRAMES, 0)
     spin = DEGREES_PER_FRAME[scene.speed] if scene.motion == "turn" else 0.0
     angle = np.deg2rad(spin * np.arange(FRAMES))
     for thing, radius, centre in zip(scene.things, *paths(scene, rng), strict=True):

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .. import image_prompt
+from .. import health, image_prompt
 from ..batch import Condition, generator
 from ..data import prompts
 from ..embedded.world import parse
@@ -31,7 +31,9 @@ from . import statistics, world
 
 RESULT = "evaluation.json"
 ROUNDING = 1 / 12  # mean square error of rounding to uint8: equal clips have 59 dB, not infinitely many
-MEASURES = ("rmse", "cosine", "psnr")
+DISTANCES = ("rmse", "cosine", "psnr")
+WORLD = (*world.ATTRIBUTES, *world.BEHAVIOUR)
+MEASURES = (*DISTANCES, *health.MEASURES)
 
 
 def evaluate(
@@ -167,6 +169,7 @@ def compared(x: Tensor, y: Tensor, video: np.ndarray, video_reference: np.ndarra
         "rmse": (x - y).square().mean(1).sqrt().tolist(),
         "cosine": torch.nn.functional.cosine_similarity(x, y).tolist(),
         "psnr": (10 * np.log10(255**2 / np.maximum(mse, ROUNDING))).tolist(),
+        **{name: [measure(clip) for clip in video] for name, measure in health.MEASURES.items()},
     }
 
 
@@ -197,13 +200,13 @@ def joined(parts: list[dict[str, list[float]]]) -> dict[str, np.ndarray]:
 def described(values: dict[str, np.ndarray], weights: np.ndarray) -> dict:
     described = {name: float(values[name].mean()) for name in ("evaluations", "seconds")}
     described |= {name: statistics.mean(values[name], weights) for name in MEASURES}
-    shares = {name: statistics.share(v) for name, v in values.items() if name in world.ATTRIBUTES}
+    shares = {name: statistics.share(v) for name, v in values.items() if name in WORLD}
     return described | ({"world": shares} if shares else {})
 
 
 def differences(student: dict[str, np.ndarray], other: dict[str, np.ndarray], weights: np.ndarray) -> dict:
     """Student minus the other, sample by sample."""
-    names = [name for name in student if name in (*MEASURES, *world.ATTRIBUTES)]
+    names = [name for name in student if name in (*MEASURES, *WORLD)]
     return {name: statistics.mean(student[name] - other[name], weights) for name in names}
 
 
@@ -220,7 +223,7 @@ def headline(result: dict) -> dict:
 def fingerprint(recipe, teacher, texts: list[str], shift: float, update: int) -> str:
     """Names the folder of finished batches after all that their values depend on."""
     options = recipe.evaluation.model_dump(mode="json", exclude={"prompts"})
-    return f"update_{update:08d}-{digest(recipe, teacher, texts, shift, options, update)}"
+    return f"update_{update:08d}-{digest(recipe, teacher, texts, shift, options, update, MEASURES, WORLD)}"
 
 
 def clips_key(recipe, teacher, net: Net, texts: list[str], shift: float) -> str:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.embedded.world import COLOURS, Scene, parse
+from distill.embedded.world import CLOTH, COLOURS, OWN, Look, Scene, parse
 
 ATTRIBUTES = ("colour", "shape", "texture", "direction", "speed", "background", "count", "relation", "all")
+BEHAVIOUR = ("preserved", "dynamic", "cloth")
 
 CHROMA = 48  # largest minus smallest channel from which a pixel belongs to an object
 LEAST_AREA = 14  # pixels of the smallest object
@@ -20,6 +21,7 @@ TURNING, TURNING_FAST = 1.8, 7.2  # degrees per frame
 TRIANGLE, SQUARE = 0.36, 0.23  # |c_3| and |c_4| from which a shape is one
 STRIPED = 0.14  # standard deviation of the brightness inside an object over its mean
 CHECKERED = 25  # standard deviation of the gray levels of the background
+COLOURED = 0.25  # share of the ground's pixels from which it is that of the domain `cloth`
 
 
 @dataclass(frozen=True)
@@ -34,23 +36,42 @@ class Thing:
 
 @dataclass(frozen=True)
 class Measured:
+    """What a clip shows.
+
+    Attributes:
+        counts: of things in each frame; `count` is their median.
+        ground: share of the ground that is coloured.
+    """
+
     things: tuple[Thing, ...]
     count: int
+    counts: tuple[int, ...]
     background: str
+    ground: float
 
 
-def measure(video: np.ndarray) -> Measured:
-    """What a clip, uint8 (F, H, W, 3), shows."""
+def measure(video: np.ndarray, look: Look | None = None) -> Measured:
+    """What a clip, uint8 (F, H, W, 3), shows: things are of the look's colours (None: that of the clip's ground)."""
     rgb = video.astype(np.float32)
     value, chroma = rgb.max(-1), rgb.max(-1) - rgb.min(-1)
-    mask = chroma > CHROMA
     hue = hues(rgb, chroma)
+    coloured = chroma > CHROMA
+    mask = coloured & painted(hue, CLOTH)
+    ground = float((coloured & ~mask).sum() / max((~mask).sum(), 1))
+    look = look or (CLOTH if ground >= COLOURED else OWN)
+    mask = coloured & painted(hue, look)
     areas = {name: ((hue == i) & mask).sum((1, 2)).mean() for i, name in enumerate(COLOURS)}
-    count = int(np.median(regions(mask)))
+    counts = regions(mask)
+    count = int(np.median(counts))
     shown = [name for name in sorted(areas, key=areas.get, reverse=True)[: max(count, 1)] if areas[name] >= LEAST_AREA]
     names = list(COLOURS)
     things = tuple(thing(name, (hue == names.index(name)) & mask, value) for name in shown)
-    return Measured(things, count, background(rgb.mean(-1), chroma))
+    return Measured(things, count, tuple(counts.tolist()), background(rgb.mean(-1), chroma), ground)
+
+
+def painted(hue: np.ndarray, look: Look) -> np.ndarray:
+    """Where the hue is that of a thing of the look."""
+    return np.isin(hue, [i for i, name in enumerate(COLOURS) if name in look.colours])
 
 
 def hues(rgb: np.ndarray, chroma: np.ndarray) -> np.ndarray:
@@ -179,7 +200,17 @@ def related(scene: Scene, things: list[Thing | None]) -> bool:
     return ahead > abs(aside)
 
 
+def behaviour(seen: Measured, scene: Scene) -> dict[str, bool]:
+    """What happens in a clip: every frame has as many things as the caption; something moves; the ground is cloth."""
+    return {
+        "preserved": set(seen.counts) == {len(scene.things)},
+        "dynamic": any(thing.motion != "still" for thing in seen.things),
+        "cloth": seen.ground >= COLOURED,
+    }
+
+
 def score(videos: np.ndarray, captions: list[str]) -> dict[str, np.ndarray]:
-    """Per attribute, 0 or 1 for each of the videos, uint8 (N, F, H, W, 3)."""
-    results = [compare(measure(video), parse(text)) for video, text in zip(videos, captions, strict=True)]
-    return {name: np.array([r[name] for r in results], float) for name in ATTRIBUTES}
+    """Per attribute and behaviour, 0 or 1 for each of the videos, uint8 (N, F, H, W, 3)."""
+    pairs = [(measure(video), parse(text)) for video, text in zip(videos, captions, strict=True)]
+    results = [compare(*pair) | behaviour(*pair) for pair in pairs]
+    return {name: np.array([r[name] for r in results], float) for name in (*ATTRIBUTES, *BEHAVIOUR)}
