@@ -45,6 +45,21 @@ def test_one_seed_is_never_beyond(weights):
     assert not statistics.is_beyond(statistics.over_seeds(np.full((1, PROMPTS), 9.0), weights))
 
 
+def test_nearer_asks_how_far_and_not_on_which_side(weights):
+    reference = np.zeros(PROMPTS)
+    below, above = np.full((3, PROMPTS), -0.2), np.full((3, PROMPTS), 0.5)
+    found = statistics.nearer(below, above, reference, weights)
+    assert found["mean"] == pytest.approx(-0.3) and found["high"] == pytest.approx(-0.3)
+    assert found["seeds"] == pytest.approx([-0.3] * 3) and statistics.is_beyond(found | {"spread": 0.0})
+    assert statistics.nearer(below, -below, reference, weights)["mean"] == 0
+
+
+def test_clips_on_both_sides_of_the_reference_cancel(weights):
+    reference = np.zeros(PROMPTS)
+    sides = np.tile([-1.0, 1.0], (2, PROMPTS // 2))
+    assert statistics.nearer(sides, sides + 0.25, reference, weights)["mean"] == pytest.approx(-0.25)
+
+
 def evaluation(student: float) -> str:
     def of(rmse):
         per_sample = {name: [0.5] * PROMPTS for name in study.MEASURES} | {"rmse": [rmse] * PROMPTS}
@@ -71,7 +86,23 @@ def test_a_study_compares_clip_by_clip(compared):
     assert compared["difference_to_teacher"]["adversarial alone"]["rmse"]["mean"] == pytest.approx(-0.09)
     assert compared["gap_closed"]["+ one head per key step"]["mean"] == pytest.approx(1 - 0.31)
     assert compared["gap_closed"]["+ one head per key step"]["seeds"] == pytest.approx([0.7, 0.69, 0.68])
-    assert compared["against_teacher"] == "teacher_5"
+    assert compared["against_teacher"] == "teacher_5" and compared["reference"] == "teacher_50"
+    assert compared["difference_to_reference"]["+ one head"]["rmse"]["mean"] == pytest.approx(0.41)
+
+
+def test_an_arm_may_be_another_sampler_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "RUNS", tmp_path)
+    arms = {"full rate": (), "half rate": ()}
+    rates = study.Study("?", accvideo.RECIPE, arms, "full rate", samplers={"half rate": "student_half_rate"})
+    folder = rates.folder("full rate", 0, [])
+    folder.mkdir(parents=True)
+    result = json.loads(evaluation(0.5))
+    for part in (result["samplers"], result["per_sample"]):
+        part["student_half_rate"] = dict(result["samplers"]["student"], rmse=[0.75] * PROMPTS)
+    (folder / "evaluation.json").write_text(json.dumps(result))
+    found = study.compare(rates, [0], [])
+    assert found["difference"]["half rate"]["rmse"]["mean"] == pytest.approx(0.25)
+    assert set(found["teacher"]) == {"teacher_5", "teacher_50"}
 
 
 def test_the_table_marks_what_is_beyond_the_spread(compared):

@@ -29,7 +29,8 @@ from distill.evaluate import statistics
 
 RUNS = ROOT / "runs" / "ablations"
 RESULTS = ROOT / "benchmarks" / "results" / "ablations"
-MEASURES = ("rmse", "cosine", "psnr", "colour", "shape", "texture", "direction", "speed", "all")
+WORLD = ("colour", "shape", "texture", "direction", "speed", "all", "preserved", "dynamic")
+MEASURES = ("rmse", "cosine", "psnr", "saturation", "motion", *WORLD)
 Arm = tuple[str, ...]  # overrides of the recipe
 
 
@@ -41,6 +42,9 @@ class Study:
         recipe: file name in recipes/.
         arms: name -> what it changes in the recipe.
         against: the arm that the others are compared with; the teacher of few steps is always compared with.
+        samplers: which sampler of its run's evaluation an arm is; "student" where it is not named.
+        looks: measures in which to be near the teacher of most steps is good, whatever the sign.
+        shown: the measures of the printed table.
     """
 
     question: str
@@ -49,6 +53,9 @@ class Study:
     against: str
     measures: tuple[str, ...] = MEASURES
     common: Arm = field(default=())
+    samplers: dict[str, str] = field(default_factory=dict)
+    looks: tuple[str, ...] = ("saturation", "motion")
+    shown: tuple[str, ...] = ("rmse", "all")
 
     def overrides(self, arm: str, seed: int, more: list[str]) -> list[str]:
         return [*self.common, *self.arms[arm], f"train.seed={seed}", "validation=null", *more]
@@ -126,12 +133,16 @@ def compare(study: Study, seeds: list[int], more: list[str]) -> dict:
     first = found[study.against][0]
     prompt = np.array(first["per_sample"]["prompt"])
     weights = statistics.resample(prompt)
-    values = {arm: stacked(results, "student", study.measures) for arm, results in found.items()}
-    few = min((name for name in first["samplers"] if name != "student"), key=lambda name: int(name.split("_")[1]))
-    teacher = stacked([first], few, study.measures)
+    values = {arm: stacked(each, study.samplers.get(arm, "student"), study.measures) for arm, each in found.items()}
+    few, many = teachers(first)[0], teachers(first)[-1]
+    teacher, reference = (stacked([first], name, study.measures) for name in (few, many))
 
     def differences(arm: str, other: dict[str, np.ndarray]) -> dict:
         return {m: statistics.over_seeds(values[arm][m] - other[m], weights) for m in study.measures}
+
+    def nearer(arm: str) -> dict:
+        a, b = values[arm], values[study.against]
+        return {m: statistics.nearer(a[m], b[m], reference[m][0], weights) for m in study.looks if m in study.measures}
 
     return {
         "question": study.question,
@@ -146,6 +157,10 @@ def compare(study: Study, seeds: list[int], more: list[str]) -> dict:
         "difference": {arm: differences(arm, values[study.against]) for arm in study.arms if arm != study.against},
         "against_teacher": few,
         "difference_to_teacher": {arm: differences(arm, teacher) for arm in study.arms},
+        "reference": many,
+        "difference_to_reference": {arm: differences(arm, reference) for arm in study.arms},
+        "nearer_to_reference": {arm: nearer(arm) for arm in study.arms if arm != study.against},
+        "shown": [m for m in study.shown if m in study.measures],
         "machine": environment.machine(),
         "versions": environment.versions(),
     }
@@ -156,7 +171,9 @@ def load(folder: Path) -> dict:
 
 
 def teachers(result: dict) -> list[str]:
-    return [name for name in result["samplers"] if name != "student"]
+    """From the fewest steps to the most."""
+    found = [name for name in result["samplers"] if name.startswith("teacher_")]
+    return sorted(found, key=lambda name: int(name.split("_")[1]))
 
 
 def stacked(results: list[dict], sampler: str, measures: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -176,7 +193,7 @@ def gap_closed(student: np.ndarray, few: np.ndarray, weights: np.ndarray) -> dic
 
 def table(result: dict) -> str:
     """Markdown: a row per arm; bold differences are beyond both spreads."""
-    shown = [m for m in ("rmse", "all") if m in next(iter(result["arms"].values()))]
+    shown = result["shown"]
     head = ["", *shown, "gap closed", *(f"{m}, difference to {result['against']}" for m in shown)]
     rows = [
         [name, *(number(values[m]) for m in shown), "", *("" for _ in shown)]

@@ -55,12 +55,32 @@ def over_seeds(values: np.ndarray, weights: np.ndarray) -> dict:
         values: (seeds, N), the same samples at every seed.
 
     Returns:
-        mean, low and high as `mean` gives them for the average over seeds; `seeds`, the mean of each; `spread`, half
-        the 95 % interval of their mean by Student's t (nan for one seed).
+        mean, low and high as `mean` gives them for the average over seeds; `seeds`, the mean of each; `spread`, their
+        half_interval.
     """
-    each, n = values.mean(1), len(values)
-    spread = T_95[n] * each.std(ddof=1) / np.sqrt(n) if n > 1 else float("nan")
-    return mean(values.mean(0), weights) | {"seeds": each.tolist(), "spread": float(spread)}
+    each = values.mean(1)
+    return mean(values.mean(0), weights) | {"seeds": each.tolist(), "spread": half_interval(each)}
+
+
+def nearer(values: np.ndarray, than: np.ndarray, reference: np.ndarray, weights: np.ndarray) -> dict:
+    """How much farther the mean of values is from the reference's mean than that of `than` is; below 0 it is nearer.
+
+    Args:
+        values, than: (seeds, N); reference: (N,); the same samples.
+
+    Returns:
+        As `over_seeds`.
+    """
+    each = np.abs((values - reference).mean(1)) - np.abs((than - reference).mean(1))
+    a, b = (np.abs(weights @ (v.mean(0) - reference)) / weights.sum(1) for v in (values, than))
+    mean = np.abs((values - reference).mean()) - np.abs((than - reference).mean())
+    return {"mean": float(mean), **interval(a - b), "seeds": each.tolist(), "spread": half_interval(each)}
+
+
+def half_interval(each: np.ndarray) -> float:
+    """Half the 95 % interval of the mean of a few seeds, by Student's t; nan for one."""
+    n = len(each)
+    return float(T_95[n] * each.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
 
 
 def is_beyond(difference: dict) -> bool:
