@@ -70,6 +70,8 @@ def averages(method: Method, recipe) -> dict[str, tuple[str, float]]:
 def sampler(run: Path, teacher, recipe, update: int | None = None) -> Method:
     """A method whose student alone has weights: those of a run's checkpoint, averaged if the recipe says so."""
     built = method(recipe)
+    if "student" not in built.networks:
+        raise UserError(f"{run} is a run of {recipe.method.name}, which trains no student")
     name = EMA if recipe.train.ema is not None else "student"
     module = teacher.network()
     module.load_state_dict(checkpoint.load_network(run, name, update))

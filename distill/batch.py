@@ -46,6 +46,9 @@ class Clips:
     prompts: list[str]
     cond: Condition
 
+    def to(self, device: torch.device) -> "Clips":
+        return Clips(self.latents.to(device), self.prompts, self.cond.to(device))
+
 
 @dataclass
 class Batch:

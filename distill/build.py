@@ -16,7 +16,7 @@ def describe(recipe: Recipe) -> list[str]:
     shape = teacher.latent_shape(video.frames, video.height, video.width)
     lines = [
         f"latents   {' x '.join(map(str, shape))} (channels, frames, height, width)",
-        f"prompts   {len(prompts.read(recipe.data.prompts))} in {recipe.data.prompts}",
+        *([f"prompts   {len(prompts.read(given))} in {given}"] if (given := recipe.data.prompts) else []),
     ]
     if recipe.data.trajectories:
         agreement.places(method.levels(), recipe, agreement.settings(recipe, teacher)["levels"], "the recipe")
@@ -26,7 +26,10 @@ def describe(recipe: Recipe) -> list[str]:
     for i, counts in enumerate(assemble.updates(method, stage) for stage in assemble.stages(method, recipe)):
         said = ", ".join(f"{count} of {name}" for name, count in counts.items())
         lines.append(f"stage {i + 1:3} {said} updates")
-    return [*lines, f"sampling  {len(method.grid()) - 1} evaluations per clip"]
+    return [
+        *lines,
+        *([f"sampling  {len(method.grid()) - 1} evaluations per clip"] if "student" in method.networks else []),
+    ]
 
 
 def parameters(method: Method, teacher) -> dict[str, int]:

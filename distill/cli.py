@@ -67,16 +67,43 @@ def synthesize(recipe: RecipePath, overrides: Overrides = [], processes: Process
 
 
 @app.command()
+def prepare(
+    recipe: RecipePath,
+    overrides: Overrides = [],  # noqa: B006
+    processes: Processes = 1,
+    curate_only: Annotated[
+        bool, typer.Option("--curate-only", help="Judge the videos, and encode none; needs no teacher.")
+    ] = False,
+) -> None:
+    """Encode the real videos that a recipe asks for, or go on; replace damaged shards."""
+    checked = _recipe(recipe, overrides)
+    if checked.data.videos is None:
+        raise UserError(f"{recipe} has no section data.videos: there is nothing to prepare")
+    recipes.check_output(checked.data.videos.path, "data.videos.path")
+    if curate_only and (checked.data.videos.curation is None or processes > 1):
+        wrong = "one process does it" if processes > 1 else f"{recipe} has no section data.videos.curation"
+        raise UserError(f"--curate-only: {wrong}")
+    if processes > 1:
+        sys.exit(launch.launch(processes, ["prepare", str(recipe), *overrides]))
+    from . import prepare as preparing
+
+    if curate_only:
+        _end(f"page: {preparing.curate(checked)}")
+    else:
+        _end(f"store: {preparing.run(checked)}")
+
+
+@app.command()
 def check(
     recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE|STORE", help="A YAML file, or a trajectory store.", show_default=False)
+        Path, typer.Argument(metavar="RECIPE|STORE", help="A YAML file, or a store.", show_default=False)
     ],
     overrides: Overrides = [],  # noqa: B006
     build: Annotated[
         bool, typer.Option("--build", help="Also build the networks, without weights, and count.")
     ] = False,
 ) -> None:
-    """Check a recipe without running it, or every byte of a trajectory store."""
+    """Check a recipe without running it, or every byte of a store of trajectories or videos."""
     if (recipe / "index.json").is_file() or (recipe / "shards").is_dir():
         _check_store(recipe, [*overrides, *(["--build"] if build else [])])
     elif _trains_a_teacher(recipe):
@@ -155,6 +182,14 @@ def sample(
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder for the clips.")] = Path("samples"),
     latents: Annotated[bool, typer.Option("--latents", help="Also write the latents, as safetensors.")] = False,
+    half_rate: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many of a student's steps at half the frame rate.", show_default=False),
+    ] = None,
+    interpolator: Annotated[
+        Path | None,
+        typer.Option(help="For --half-rate, a run or a folder; default: the student's.", show_default=False),
+    ] = None,
 ) -> None:
     """Make clips with a student or a teacher."""
     if not prompt and prompts is None:
@@ -167,7 +202,8 @@ def sample(
     from .data.prompts import read
 
     texts = [*prompt, *(read(prompts) if prompts else [])]
-    made = sampling.sample(source, texts, steps=steps, seed=seed, guidance=guidance, out=out, latents=latents)
+    options = {"steps": steps, "guidance": guidance, "half_rate": half_rate, "interpolator": interpolator}
+    made = sampling.sample(source, texts, seed=seed, out=out, latents=latents, **options)
     for path in made:
         typer.echo(path)
 
@@ -257,12 +293,12 @@ def _trains_a_teacher(path: Path) -> bool:
 
 
 def _check_store(path: Path, rest: list[str]) -> None:
-    if rest:
-        raise UserError(f"{path} is a trajectory store, to which {rest[0]} does not apply")
-    from .data import trajectories
+    from .data import stores
     from .progress import Progress
 
-    store = trajectories.Store(path)
+    store = stores.open_store(path)
+    if rest:
+        raise UserError(f"{path} is a {store.kind.name}, to which {rest[0]} does not apply")
     for line in store.describe():
         typer.echo(line)
     with Progress("checking", "shard", len(store.shards)) as progress:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .batch import Batch
 from .engine import Engine, Role, finite
@@ -13,6 +13,24 @@ from .method import Terms, Update
 
 class NonFinite(Exception):
     """A loss term or gradient norm is nan or infinite; the network was not moved."""
+
+
+class Before:
+    """What the losses of an update may change -- statistics of its network, the state of the method and of the step --
+    to be put back if the update fails."""
+
+    def __init__(self, role: Role, method: nn.Module, batches: list[Batch]):
+        self.role, self.method, self.batches = role, method, batches
+        self.statistics = [each.clone() for each in role.statistics]
+        self.state = {k: v.clone() if isinstance(v, Tensor) else v for k, v in method.state_dict().items()}
+        self.states = [dict(batch.state) for batch in batches]
+
+    def restore(self) -> None:
+        for mine, before in zip(self.role.statistics, self.statistics, strict=True):
+            mine.copy_(before)
+        self.method.load_state_dict(self.state)
+        for batch, state in zip(self.batches, self.states, strict=True):
+            batch.state = state
 
 
 def descend(
@@ -33,6 +51,7 @@ def descend(
     with engine.only(role, roles.values()):
         sums = _backward(update, batches, position)
         engine.average([p.grad for p in role.parameters if p.grad is not None])
+        engine.average([each for each in role.statistics if each.is_floating_point()])
         norm = role.clip(float("inf") if clip is None else clip)
         terms, grad_norm = _read(sums, norm, len(batches), engine)
         _check(update.network, terms, grad_norm, role)

@@ -43,6 +43,12 @@ class Role:
     def parameters(self) -> list[nn.Parameter]:
         return list(self.module.parameters())
 
+    @property
+    def statistics(self) -> list[Tensor]:
+        """What batch normalization has seen, which every training pass moves."""
+        norms = [each for each in self.module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+        return [each for norm in norms for each in norm.buffers()]
+
     def forward(self, x: Tensor, sigma: Tensor, cond: Condition, **extra) -> Tensor:
         self.evaluations += x.shape[0]
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):

@@ -1,7 +1,8 @@
-"""A run's student as a pipeline's folder that stock diffusers runs, with a model card; reloaded and compared.
+"""A run's student as a pipeline's folder that diffusers runs, with a model card; reloaded and compared.
 
-The folder's scheduler takes Euler steps on the levels that the student was trained on (FlowMapEulerDiscreteScheduler;
-FlowMatchEulerDiscreteScheduler would shift them twice).
+Euler steps on a shifted grid are those of a stock scheduler (FlowMapEulerDiscreteScheduler;
+FlowMatchEulerDiscreteScheduler would shift them twice). Any other student brings its scheduler along, and one with a
+section half_rate its interpolator and a pipeline besides (distill/playback).
 """
 
 import json
@@ -13,8 +14,11 @@ from pathlib import Path
 import jinja2
 import torch
 
-from . import environment, flow, image_prompt, student, teachers, track, yaml_source
+from . import environment, flow, half_rate, image_prompt, interpolation, playback, student, teachers, track, yaml_source
+from . import recipe as recipes
 from .errors import UserError
+from .playback.student_scheduler import StudentScheduler
+from .samplers import Half
 from .student import Student
 
 CARD, SETTINGS = "README.md", "distill.json"
@@ -22,65 +26,99 @@ EXAMPLE = "example.png"  # of families that start from an image
 TOLERANCE = 1e-5
 PROMPT = "a red circle moves right on a white background"  # compared on this and a clip of at most these sizes
 SMALL = {"frames": 9, "height": 64, "width": 64}
+PLAYBACK = Path(playback.__file__).parent
+HALF_RATE = "half_rate"  # the file of the pipeline that plays it
 
 
 def export(run: Path, folder: Path, update: int | None = None) -> Path:
     """Write the student after an update (None: the newest checkpoint) to a folder; an earlier export is replaced.
 
+    Of a run that trains an interpolator, the interpolator.
+
     Raises:
-        UserError: no checkpoint, no scheduler has the student's levels, the folder holds something else, or the
-            stock pipeline does not make the student's latents.
+        UserError: no checkpoint, the folder holds something else, or the reloaded pipeline does not make the student's
+            latents.
     """
     if folder.exists() and not (folder / SETTINGS).is_file():
         raise UserError(f"{folder} exists and is no earlier export; name another folder")
-    found = student.load(run, update)
-    shift = _shift(run, found)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    found.teacher.save(partial, found.method.student.role.module, shift)
-    if found.teacher.takes_images:
-        image_prompt.draw_example(partial / EXAMPLE)
-    facts = settings(found, shift) | {"difference": difference(partial, found), "cost": cost(run, found.update)}
-    (partial / SETTINGS).write_text(json.dumps(facts, indent=1) + "\n")
-    (partial / CARD).write_text(card(folder.name, facts))
+    if half_rate.trains_one(recipes.load(run / "recipe.yaml")):
+        half_rate.save(half_rate.of_run(run, update), partial)
+    else:
+        _write(run, student.load(run, update), partial, folder.name)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return folder
 
 
-def _shift(run: Path, found: Student) -> float:
-    if found.method.renoises:
-        name = found.recipe.method.name
-        raise UserError(
-            f"{run}: students of {name} add noise anew between their steps, and stock schedulers take Euler steps; "
-            f"such a student is not exported, only sampled: distill sample {run}"
-        )
+def _write(run: Path, found: Student, folder: Path, name: str) -> None:
+    shift, half = stock_shift(found), half_rate.of_recipe(found.recipe, found.method, found.teacher)
+    folder.mkdir(parents=True)
+    found.teacher.save(folder, found.method.student.role.module, 1.0 if shift is None else shift)
+    if shift is None:
+        write_playback(folder, found, half)
+    if found.teacher.takes_images:
+        image_prompt.draw_example(folder / EXAMPLE)
+    facts = settings(found, shift) | {"cost": cost(run, found.update)} | differences(folder, found, half)
+    (folder / SETTINGS).write_text(json.dumps(facts, indent=1) + "\n")
+    (folder / CARD).write_text(card(name, facts))
+
+
+def stock_shift(found: Student) -> float | None:
+    """Of the stock scheduler that takes the student's steps; None if none does."""
+    if found.method.renoises or found.recipe.half_rate:
+        return None
     try:
         return flow.grid_shift(found.method.grid())
-    except ValueError as error:
-        raise UserError(f"{run}: no scheduler reproduces the student of update {found.update}: {error}") from error
+    except ValueError:
+        return None
+
+
+def write_playback(folder: Path, found: Student, half: Half | None) -> None:
+    """Put the student's own scheduler in a pipeline's folder and, for half rate, its interpolator and the pipeline."""
+    shutil.rmtree(folder / "scheduler")
+    levels = {"sigmas": found.method.grid().tolist(), "told": found.method.told_grid()[:-1].tolist()}
+    scheduler = StudentScheduler(**levels, renoises=found.method.renoises, half_rate=half.steps if half else 0)
+    scheduler.save_pretrained(folder / "scheduler")
+    shutil.copy(PLAYBACK / "student_scheduler.py", folder / "scheduler")
+    parts = {"scheduler": ["student_scheduler", "StudentScheduler"]}
+    if half:
+        half_rate.save(half_rate.load(found.recipe.half_rate.interpolator), folder / half_rate.FOLDER)
+        shutil.copy(interpolation.__file__, folder / half_rate.FOLDER)
+        shutil.copy(PLAYBACK / f"half_rate_{found.teacher.family}.py", folder / f"{HALF_RATE}.py")
+        parts[half_rate.FOLDER] = ["interpolation", "Interpolator"]
+    index = json.loads((folder / "model_index.json").read_text()) | parts
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 @torch.no_grad()
-def difference(folder: Path, found: Student) -> float:
-    """The largest difference between the student's latents and those of the folder's stock pipeline; UserError if it
-    is not rounding."""
-    method, video = found.method, found.recipe.video
-    size = {name: min(getattr(video, name), most) for name, most in SMALL.items()}
-    teacher = teachers.load(found.recipe.teacher, video.model_copy(update=size))
+def differences(folder: Path, found: Student, half: Half | None) -> dict[str, float]:
+    """The largest difference between the student's latents and those of the reloaded folder, and the same at half
+    rate; UserError if it is not rounding."""
+    size = {name: min(getattr(found.recipe.video, name), most) for name, most in SMALL.items()}
+    teacher = teachers.load(found.recipe.teacher, found.recipe.video.model_copy(update=size))
     prompt = image_prompt.join(folder / EXAMPLE, PROMPT) if teacher.takes_images else PROMPT
-    noise = torch.randn(1, *teacher.latent_shape(**size), generator=torch.Generator().manual_seed(0)).to(teacher.device)
-    ours = method.sample(noise, teacher.encode([prompt]).to(teacher.device))
+    channels, frames, *sides = teacher.latent_shape(**size)
+    noise = torch.randn(1, channels, 3 if half else frames, *sides, generator=torch.Generator().manual_seed(0))
+    noise, cond = noise.to(teacher.device), teacher.encode([prompt]).to(teacher.device)
     teacher.unload()
-    theirs = teacher.sample_saved(folder, prompt, noise, steps=len(method.grid()) - 1)
+    method, steps = found.method, len(found.method.grid()) - 1
+    made = {"difference": (method.sample(noise, cond), teacher.sample_saved(folder, prompt, noise, steps))}
+    if half:
+        ours = method.sample_half_rate(noise, cond, half)
+        made["difference_half_rate"] = ours, teacher.sample_saved(folder, prompt, noise, steps, HALF_RATE)
+    return {name: _largest(folder, *latents) for name, latents in made.items()}
+
+
+def _largest(folder: Path, ours: torch.Tensor, theirs: torch.Tensor) -> float:
     largest = (ours - theirs).abs().max().item()
     if not largest <= TOLERANCE:
         raise UserError(f"{folder}: the stock pipeline's latents differ by {largest:.2g} from the student's")
     return largest
 
 
-def settings(found: Student, shift: float) -> dict:
+def settings(found: Student, shift: float | None) -> dict:
     """What one must know to use the student, and where it comes from."""
     recipe, grid = found.recipe, found.method.grid()
     return {
@@ -90,6 +128,9 @@ def settings(found: Student, shift: float) -> dict:
         "guidance": found.teacher.own_guidance,
         "shift": shift,
         "sigmas": grid.tolist(),
+        "told": found.method.told_grid().tolist(),
+        "renoises": found.method.renoises,
+        "half_rate": recipe.half_rate.steps if recipe.half_rate else None,
         "video": recipe.video.model_dump(),
         "max_sequence_length": found.teacher.max_sequence_length,
         "example": EXAMPLE if found.teacher.takes_images else None,

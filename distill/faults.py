@@ -29,6 +29,8 @@ def check(source: Source, model: type[pydantic.BaseModel]) -> tuple[pydantic.Bas
         _check_train(source)
         _check_trajectories(source)
         _check_videos(source)
+        _check_prompts(source)
+        _check_student(source)
     return validate(source, model, source.data, ()), options
 
 
@@ -142,12 +144,16 @@ def _resolved(source: Source, key: Key, value: str, kind: Relative) -> str:
     path = (Path() if kind is Relative.TO_HERE else mark.folder) / Path(value).expanduser()
     if kind is Relative.TEACHER and (value == "embedded" or not path.exists() and _is_hub_id(value)):
         return value
-    if kind is Relative.VIDEOS and value.partition(":")[0] == "embedded":
+    if kind is Relative.VIDEOS and _is_embedded(value):
         return value
-    if kind is not Relative.TO_HERE and not path.exists():
+    if kind in (Relative.TO_RECIPE, Relative.TEACHER) and not path.exists():
         hub = ", nor is it a hub id (organisation/name)" if kind is Relative.TEACHER else ""
         source.fault(mark, f"{_dotted(key)}: {missing(path)}{hub}")
     return str(path.absolute())
+
+
+def _is_embedded(value: str) -> bool:
+    return value.partition(":")[0] == "embedded"
 
 
 def _prompt(source: Source, key: Key, value: Any) -> Any:
@@ -254,7 +260,59 @@ def _check_trajectories(source: Source) -> None:
 
 
 def _check_videos(source: Source) -> None:
-    method = _signature(source)
-    if method and "videos" in method.data:
-        text = "method.name: this method learns from real videos, and no section of a recipe can give them yet"
+    given, method = _at(source, "data", "videos"), _signature(source)
+    if method and given is None and "videos" in method.data and isinstance(_at(source, "data"), dict):
+        source.fault(source.mark(("data",)), "data.videos: required, but missing: the method learns from real videos")
+    if method and given is not None and "videos" not in method.data:
+        mark = source.mark(("data", "videos"))
+        source.fault(mark, "data.videos: the method reads no videos; leave it out")
+    if method and {"videos", "trajectories"} <= set(method.data):
+        text = "method.name: the method reads trajectories and videos, which no run gives together"
         source.fault(source.mark(("method", "name")), text)
+    if isinstance(given, dict):
+        _check_source(source, given)
+
+
+def _check_source(source: Source, given: dict[str, Any]) -> None:
+    """Where videos come from: files, or the embedded world, which needs a number."""
+    place, clips, mark = given.get("source"), given.get("clips"), source.mark(("data", "videos", "source"))
+    if not isinstance(place, str):
+        return  # noted by the model
+    if not _is_embedded(place):
+        if clips is not None:
+            text = "data.videos.clips: counts what the embedded world renders; leave it out, or set source: embedded"
+            source.fault(source.mark(("data", "videos", "clips")), text)
+        return
+    if clips is None:
+        source.fault(mark, "data.videos.clips: required, but missing: how many the embedded world renders")
+    from .embedded.world import DOMAINS  # imports numpy
+
+    domain = place.partition(":")[2]
+    if ":" in place and domain not in DOMAINS:
+        known = did_you_mean(domain, DOMAINS) or f"; the embedded world has {', '.join(DOMAINS)}"
+        source.fault(mark, f"data.videos.source: no domain {domain!r}{known}")
+
+
+def _check_prompts(source: Source) -> None:
+    given, method = _at(source, "data", "prompts"), _signature(source)
+    if method is None or not isinstance(_at(source, "data"), dict):
+        return
+    alone = method.data == ("videos",)
+    if alone and given is not None:
+        source.fault(source.mark(("data", "prompts")), "data.prompts: the method reads no prompts; leave it out")
+    if not alone and given is None:
+        source.fault(source.mark(("data",)), "data.prompts: required, but missing")
+
+
+def _check_student(source: Source) -> None:
+    """Sections about a student where none is trained, and about measures where none are taken."""
+    method, path = _signature(source), _at(source, "half_rate", "interpolator")
+    if isinstance(path, str) and not Path(path).exists():
+        text = f"half_rate.interpolator: {missing(Path(path))}; train one with the method interpolator"
+        source.fault(source.mark(("half_rate", "interpolator")), text)
+    if method and "student" not in method.networks:
+        for key in (("validation",), ("evaluation",), ("half_rate",), ("train", "ema")):
+            if _at(source, *key) is not None:
+                source.fault(source.mark(key), f"{_dotted(key)}: the method trains no student; leave it out")
+    if method and not method.measures and _at(source, "held_out") is not None:
+        source.fault(source.mark(("held_out",)), "held_out: the method measures nothing on videos; leave it out")

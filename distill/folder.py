@@ -11,7 +11,9 @@ from .recipe import Recipe
 
 # What does not touch the training; of the prompts the content counts, not the path (trainer._fits).
 STORE = tuple(f"data.trajectories.{key}" for key in ("path", "batch_size", "shard", "clips"))
-MAY_CHANGE = ("validation", "evaluation", "health", "checkpoint", "log", "output", "data.prompts", *STORE)
+STORE += tuple(f"data.videos.{key}" for key in ("path", "source", "shard"))
+SHOWN = ("validation", "evaluation", "half_rate", "held_out.every", "health")
+MAY_CHANGE = (*SHOWN, "checkpoint", "log", "output", "data.prompts", *STORE)
 
 
 class RunFolder:

@@ -32,7 +32,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from . import flow
+from . import flow, samplers
 from .batch import Batch, Condition
 
 Terms = Tensor | dict[str, Tensor]
@@ -105,8 +105,8 @@ class Method(nn.Module):
     through the updates of one step, tensors in `batch.state`. `stage` is set by the trainer before every call.
 
     `data` names what batches hold: "prompts", or "trajectories" of the teacher, recorded once (`batch.trajectory`);
-    "videos" beside prompts are real ones (`batch.video`). `renoises` says that `sample` is not Euler steps on `grid`
-    but adds noise anew between its steps, as no stock scheduler does: such a student is not exported.
+    "videos" are real ones (`batch.video`). `renoises` says that `sample` is not Euler steps on `grid` but adds noise
+    anew between its steps (samplers.renoise). A method without a network named `student` has nothing to sample.
     """
 
     networks: ClassVar[dict[str, Network]]
@@ -132,6 +132,23 @@ class Method(nn.Module):
     def grid(self) -> Tensor:
         """The noise levels of `sample`, (steps + 1,), from 1 to 0: what the exported scheduler must reproduce."""
         raise NotImplementedError(f"{type(self).__name__} must define grid()")
+
+    def told_grid(self) -> Tensor:
+        """The noise levels that the student is told instead of `grid`, (steps + 1,), where they are not the same."""
+        return self.grid()
+
+    def sample_half_rate(self, noise: Tensor, cond: Condition, half: samplers.Half) -> Tensor:
+        """`sample` with its first steps at half the frame rate (distill/interpolation.py)."""
+        levels = {"renoises": self.renoises, "told": self.told_grid()}
+        return samplers.half_rate(self.student, noise, self.grid(), cond, half, **levels)
+
+    def measure(self, batch: Batch) -> dict[str, Tensor]:
+        """Named measures, (B,) each, of videos that are kept from training (the recipe's section `held_out`)."""
+        raise NotImplementedError(f"{type(self).__name__} must define measure(batch)")
+
+    def examples(self, batch: Batch) -> dict[str, Tensor]:
+        """Named latents, (B, C, F, H, W) each, of such videos, for people to look at."""
+        return {}
 
     def teacher_shift(self) -> float:
         """Shift of the noise levels at which the teacher is sampled beside the student, with as many steps as asked."""

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Callable
 
 from rich import progress
 from rich.console import Console
@@ -51,6 +52,18 @@ class Progress:
             return ""
         seconds = (time.monotonic() - self.begun) / (done - self.done)
         return f"  {seconds:.3g} s/{self.unit}  {duration((self.total - done) * seconds)} left"
+
+
+class Watched(Progress):
+    """Calls `look_up` whenever something is to be shown; what it raises ends the work."""
+
+    def __init__(self, look_up: Callable[[], None], what: str, unit: str, total: int):
+        super().__init__(what, unit, total)
+        self.look_up = look_up
+
+    def show(self, done: float) -> None:
+        self.look_up()
+        super().show(done)
 
 
 def _bar() -> progress.Progress:

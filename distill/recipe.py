@@ -16,7 +16,7 @@ from . import faults, registry, yaml_source
 from .data.spec import Data
 from .errors import UserError
 from .options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from .sections import File, Relative, Section, Text
+from .sections import File, Folder, Relative, Section, Text
 
 Prompts = Annotated[
     Annotated[list[Text], Field(min_length=1), Tag("list")] | Annotated[File, Tag("file")],
@@ -135,6 +135,25 @@ class Evaluation(Clips):
     """Measure the attributes that captions of the embedded teacher's world name."""
 
 
+class HalfRate(Section):
+    """The student's first steps at half the frame rate (docs/interpolation.md): evaluated beside the student as it is,
+    and exported with it."""
+
+    interpolator: Folder
+    """A run that trains one, or a folder that `distill export` has made of such a run."""
+    steps: PositiveInt = 2
+    """So many of the student's."""
+
+
+class HeldOut(Section):
+    """Videos that are kept from training, for methods that measure themselves on them."""
+
+    clips: PositiveInt = 32
+    """The last of data.videos."""
+    every: PositiveInt = 100
+    """Updates."""
+
+
 Limits = Annotated[tuple[NonNegativeFloat, PositiveFloat], pydantic.AfterValidator(lambda limits: _ascending(limits))]
 
 
@@ -166,6 +185,8 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     validation: Validation | None = None
     evaluation: Evaluation | None = None
+    half_rate: HalfRate | None = None
+    held_out: HeldOut | None = None
     health: Health = Health()
     log: Log = Log()
     output: Annotated[Path, Relative.TO_HERE]

@@ -44,8 +44,9 @@ def content(folder: Path) -> dict:
         "state": state(log),
         "events": [line for line in log if line["kind"] in ("warning", "stop")] + unhealthy(log),
         "clips": shown,
-        "charts": [*charts(shown, updates), *vitals(log)],
+        "charts": [*charts(shown, updates), *vitals(log), *measures(log)],
         "cost": cost(log, updates),
+        "held_out": loaded(folder / "samples" / "held_out.json"),
         "evaluation": loaded(folder / fidelity.RESULT),
         "environment": loaded(folder / "environment.json"),
         "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -123,6 +124,15 @@ def vitals(log: list[dict]) -> Iterator[plot.Chart]:
     marks = {line["update"]: "!" for line in log if line["kind"] == "health"}
     if series:
         yield plot.Chart("The student's clips over the teacher's (1 is alike)", series, {"teacher": 1.0}, marks)
+
+
+def measures(log: list[dict]) -> Iterator[plot.Chart]:
+    """What the method measured on videos that are kept from training."""
+    found = [line for line in log if line["kind"] == "measures"]
+    names = {name: None for line in found for name in line if name not in ("kind", "time", "update")}
+    series = {name: [(line["update"], line[name]) for line in found] for name in names}
+    if series:
+        yield plot.Chart("Videos that were not learned from", series)
 
 
 def networks(updates: list[dict]) -> list[str]:

@@ -6,7 +6,7 @@ Noise is drawn as diffusers' pipelines draw it from `torch.Generator().manual_se
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import flow, image_prompt, samplers, student, teachers, video
+from . import half_rate as interpolators
 from .batch import Condition
 from .engine import Role
 from .errors import UserError
 from .networks import Net
 from .recipe import TeacherSpec, Video
+from .samplers import Half
 from .teachers.base import Teacher
 from .teachers.files import PipelineFiles
 from .validation import Sampler
@@ -42,6 +44,8 @@ class Source:
     Attributes:
         own: the sampler of a distilled student, which takes `steps` steps without guidance; None is Euler.
         levels: the noise levels of those steps; None is the grid of `shift`.
+        at_half_rate: `own` with its first steps at half the frame rate.
+        interpolator: where the one is that it needs, unless told otherwise.
     """
 
     teacher: Teacher
@@ -53,6 +57,8 @@ class Source:
     negative_prompt: str
     own: Sampler | None = None
     levels: Tensor | None = None
+    at_half_rate: Callable[[Tensor, Condition, Half], Tensor] | None = None
+    interpolator: Path | None = None
 
     def sampler(self, steps: int | None, guidance: float | None) -> Sampler:
         """Steps and guidance as asked for, or as this source has them."""
@@ -65,6 +71,20 @@ class Source:
             return lambda noise, cond: samplers.euler(self.net, noise, sigmas, cond)
         negative = self.teacher.encode([self.negative_prompt]).to(self.teacher.device)
         return lambda noise, cond: samplers.euler(self.net, noise, sigmas, cond, negative, guidance)
+
+    def half_sampler(
+        self, half_steps: int, interpolator: Path | None, steps: int | None, guidance: float | None
+    ) -> Sampler:
+        """Its own sampler, so many steps of it at half the frame rate."""
+        if self.at_half_rate is None:
+            raise UserError("--half-rate: that is for students; a teacher's steps are not made for it")
+        if steps not in (None, self.steps) or guidance not in (None, self.teacher.own_guidance):
+            raise UserError("--half-rate goes with the student's own steps and guidance; leave out --steps, --guidance")
+        path = interpolator or self.interpolator
+        if path is None:
+            raise UserError(f"--half-rate needs --interpolator RUN|FOLDER; {interpolators.TRAIN}")
+        half = interpolators.half(path, half_steps, self.levels, self.teacher, "--half-rate")
+        return lambda noise, cond: self.at_half_rate(noise, cond, half)
 
     def sigmas(self, steps: int) -> Tensor:
         """So many levels; UserError if this source was made for levels of its own that no shift gives."""
@@ -92,6 +112,8 @@ def sample(
     guidance: float | None = None,
     out: Path = Path("samples"),
     latents: bool = False,
+    half_rate: int | None = None,
+    interpolator: Path | None = None,
 ) -> list[Path]:
     """Write one clip per prompt, the first from `seed`, the next from `seed + 1`, and so on; returns the files.
 
@@ -99,9 +121,16 @@ def sample(
         source: a run, a pipeline's folder or hub id, or `embedded`.
         steps, guidance: None is what a student was distilled for, or what a teacher's pipeline does.
         latents: write them too, as safetensors beside the clips.
+        half_rate: so many of a student's steps at half the frame rate.
+        interpolator: a run or a folder; None is the one that the student's recipe names, or its export carries.
     """
+    if interpolator is not None and half_rate is None:
+        raise UserError(f"--interpolator {interpolator} has no effect without --half-rate N")
     opened = open_source(source)
-    sampler = opened.sampler(steps, guidance)
+    if half_rate is None:
+        sampler = opened.sampler(steps, guidance)
+    else:
+        sampler = opened.half_sampler(half_rate, interpolator, steps, guidance)
     image_prompt.check(prompts, opened.teacher)
     cond = opened.teacher.encode(list(prompts))
     opened.teacher.unload()
@@ -133,6 +162,8 @@ def _of_run(run: Path) -> Source:
         negative_prompt=found.teacher.negative_prompt if own is None else own,
         own=method.sample,
         levels=method.grid(),
+        at_half_rate=method.sample_half_rate,
+        interpolator=recipe.half_rate.interpolator if recipe.half_rate else None,
     )
 
 
@@ -144,15 +175,35 @@ def _of_pipeline(path: str) -> Source:
     spec = TeacherSpec(family=said["family"], path=path, max_sequence_length=said.get("max_sequence_length"))
     size = Video(**said["video"])
     teacher = teachers.load(spec, size)
+    net = Net(Role("network", teacher.network().eval(), device=teacher.device))
     return Source(
         teacher=teacher,
-        net=Net(Role("network", teacher.network().eval(), device=teacher.device)),
+        net=net,
         shift=teacher.shift,
         steps=said["steps"],
         guidance=said["guidance"],
         video=size,
         negative_prompt=said.get("negative_prompt", teacher.negative_prompt),
+        **(_exported(net, said, files) if "sigmas" in said else {}),
     )
+
+
+def _exported(net: Net, said: dict, files: PipelineFiles) -> dict:
+    """How an exported student samples (export.settings)."""
+    levels = torch.tensor(said["sigmas"], dtype=torch.float64)
+    told, renoises = torch.tensor(said.get("told", said["sigmas"])), said.get("renoises", False)
+
+    def own(noise: Tensor, cond: Condition) -> Tensor:
+        if renoises:
+            return samplers.renoise(net, noise, levels, cond, told)
+        return samplers.euler(net, noise, levels, cond)
+
+    def at_half_rate(noise: Tensor, cond: Condition, half: Half) -> Tensor:
+        return samplers.half_rate(net, noise, levels, cond, half, renoises=renoises, told=told)
+
+    carried = interpolators.FOLDER in files.json("model_index.json")
+    interpolator = files.folder(interpolators.FOLDER) / interpolators.FOLDER if carried else None
+    return {"own": own, "levels": levels, "at_half_rate": at_half_rate, "interpolator": interpolator}
 
 
 @torch.no_grad()

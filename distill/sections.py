@@ -13,7 +13,7 @@ class Relative(enum.Enum):
 
     TO_RECIPE = "the file that wrote it; it must exist"
     TO_HERE = "the working directory"
-    VIDEOS = "the file that wrote it, unless it is the embedded world"
+    VIDEOS = "the file that wrote it, unless it is the embedded world; a store may have come without them"
     TEACHER = "the file that wrote it, unless it is `embedded` or a hub id"
 
 

@@ -31,6 +31,7 @@ class Signature:
         networks: name -> kind, as in {"student": "Trained"}.
         has_stages: whether the class or a base defines `stages`.
         data: the streams that it reads.
+        measures: whether the class or a base defines `measure`.
     """
 
     description: str
@@ -39,6 +40,7 @@ class Signature:
     networks: dict[str, str]
     has_stages: bool
     data: tuple[str, ...]
+    measures: bool
 
 
 def read(module: str, name: str) -> Signature:
@@ -57,6 +59,7 @@ def read(module: str, name: str) -> Signature:
         networks=_networks(name, classes),
         has_stages=any(_member(node, "stages") for _, node in classes),
         data=_data(name, classes),
+        measures=any(_member(node, "measure") for _, node in classes),
     )
 
 

@@ -2,7 +2,7 @@
 
 from . import recipe as recipes
 from . import registry
-from .data.spec import Trajectories
+from .data.spec import Trajectories, Videos
 
 
 def describe(recipe: recipes.Recipe) -> list[str]:
@@ -11,6 +11,7 @@ def describe(recipe: recipes.Recipe) -> list[str]:
         f"teacher   {recipe.teacher.family} {recipe.teacher.path}",
         f"video     {video.frames} frames of {video.height} x {video.width} pixels, {video.fps} fps",
         *([f"records   {recorded(recipe.data.trajectories)}"] if recipe.data.trajectories else []),
+        *([f"videos    {real(recipe.data.videos)}"] if recipe.data.videos else []),
         f"method    {recipe.method.name}: {changed(recipe.method)}",
         *(f"optim     {name}: lr {o.lr:g}, {o.schedule}" for name, o in recipe.optim.items()),
         f"train     {train.batch_size} samples per update, {train.micro_batch_size} at a time, {train.precision}",
@@ -21,6 +22,12 @@ def describe(recipe: recipes.Recipe) -> list[str]:
 def recorded(asked: Trajectories) -> str:
     sampler = f"{asked.steps} steps, shift {asked.shift:g}, guidance {asked.guidance:g}"
     return f"{asked.records} trajectories of {sampler}; keep {asked.keep} in {asked.precision}; {asked.path}"
+
+
+def real(asked: Videos) -> str:
+    rendered = f", {asked.clips} clips" if asked.clips else ""
+    taken = "curated" if asked.curation else "as they are"
+    return f"of {asked.source}{rendered}, {taken}; {asked.precision}; {asked.path}"
 
 
 def changed(method: recipes.MethodSpec) -> str:

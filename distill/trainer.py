@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import assemble, checkpoint, health, memory, report, supply, teachers
+from . import assemble, checkpoint, half_rate, health, memory, report, supply, teachers
 from .batch import Batch
 from .checkpoint import Position
 from .data.stream import check_share
-from .descent import NonFinite, descend
+from .descent import Before, NonFinite, descend
 from .engine import Engine
 from .errors import Stopped, UserError
 from .folder import RunFolder
@@ -44,13 +44,17 @@ class Trainer:
         check_share(recipe.train, engine.world)
         self.method = assemble.method(recipe)
         self.stages = assemble.stages(self.method, recipe)
+        self.plan = [assemble.updates(self.method, stage) for stage in self.stages]
         self.teacher = teachers.load(recipe.teacher, recipe.video)
-        self.embeddings = supply.encoded(recipe, self.teacher, engine)
-        self.stream = supply.stream(recipe, self.method, self.teacher, self.embeddings, engine, stop)
+        half = half_rate.of_recipe(recipe, self.method, self.teacher)  # of the last stage's student
+        videos = supply.clips(recipe, self.teacher, engine, stop)
+        self.embeddings = supply.encoded(recipe, self.teacher, videos, engine)
+        self.stream = supply.stream(recipe, self.method, self.teacher, videos, self.embeddings, engine, stop)
         self.roles = assemble.roles(self.method, self.teacher, recipe, engine.device)
         self.averages = assemble.averages(self.method, recipe)
-        self.gallery = Gallery(folder, recipe, self.teacher, self.method, self.roles, self.embeddings, engine.device)
-        self.plan = [assemble.updates(self.method, stage) for stage in self.stages]
+        self.gallery = Gallery(
+            folder, recipe, self.teacher, self.method, self.roles, self.embeddings, engine.device, half
+        )
         self.total = sum(sum(stage.values()) for stage in self.plan)
         self.position = Position()
         self.states: list[dict[str, Tensor]] = []  # of this process's micro-batches, when resumed within a step
@@ -116,27 +120,17 @@ class Trainer:
     def _descend(self, update, batches: list[Batch]) -> dict:
         at = {"step": self.position.step, "stage": self.position.stage, "stages": len(self.stages)}
         clip = self.recipe.optim[update.network].clip
-        before = self._memory(batches)
+        before = Before(self.roles[update.network], self.method, batches)
         try:
             line = descend(update, batches, self.position.update, self.roles, self.engine, clip)
         except NonFinite as fault:
-            self._remember(batches, *before)
+            before.restore()
             saved = self._save(batches) if self.position.done else "nothing was trained yet"
             stage = f"stage {at['stage'] + 1} of {at['stages']}"
             where = f"update {self.position.done + 1} ({stage}, step {at['step'] + 1})"
             raise self._stopped(f"{where}: {fault}; state before it: {saved}. Lower the learning rate", 1) from fault
         memory.settle(self.method, self.engine.average)
         return at | line
-
-    def _memory(self, batches: list[Batch]) -> tuple[dict, list[dict]]:
-        """What the losses of an update may change: the method's state and that of the step."""
-        method = {k: v.clone() if isinstance(v, Tensor) else v for k, v in self.method.state_dict().items()}
-        return method, [dict(batch.state) for batch in batches]
-
-    def _remember(self, batches: list[Batch], method: dict, states: list[dict]) -> None:
-        self.method.load_state_dict(method)
-        for batch, state in zip(batches, states, strict=True):
-            batch.state = state
 
     def _average(self, network: str) -> None:
         for name, (of, decay) in self.averages.items():
@@ -163,6 +157,8 @@ class Trainer:
             self._save(batches)
         if self.recipe.validation and done % self.recipe.validation.every == 0:
             self._on_main(self._clips)
+        if self.recipe.held_out and done % self.recipe.held_out.every == 0:
+            self._on_main(self._measure)
 
     def _stop_asked(self) -> bool:
         asked = torch.tensor([float(self.stop.signal > 0)], device=self.engine.device)
@@ -190,6 +186,10 @@ class Trainer:
         self.tracker.event("validation", **line)
         for message in health.faults(line["health"], self.recipe.health.model_dump()):
             self.tracker.event("health", update=self.position.done, message=message)
+        report.write(self.folder)
+
+    def _measure(self) -> None:
+        self.tracker.event("measures", update=self.position.done, **self.gallery.measure(self.stream.held_out()))
         report.write(self.folder)
 
     def _evaluate(self) -> None:
@@ -229,18 +229,25 @@ class Trainer:
             raise UserError(
                 f"{path} is of method {manifest['method']!r}, the recipe's is {name!r}; set output=NEW_FOLDER"
             )
-        if manifest["prompts"] != self.stream.digest:
-            recorded, data = "trajectories" in self.method.data, self.recipe.data
-            where, what = (data.trajectories.path, "trajectories") if recorded else (data.prompts, "prompts")
-            raise UserError(
-                f"{where}: not the {what} that {path} was trained on; restore them, or set output=NEW_FOLDER"
-            )
+        self._check_data(path, manifest)
         free = manifest["position"]["update"] == 0 and not self.method.state_dict()
         if manifest["world_size"] != world and not free:
             raise UserError(
                 f"{path} holds what each of {manifest['world_size']} processes was doing; "
                 f"go on with as many, not {world}"
             )
+
+    def _check_data(self, path: Path, manifest: dict) -> None:
+        """UserError if a kind of data is not what the checkpoint was trained on."""
+        data = self.recipe.data
+        old = dict.fromkeys(("prompts", "trajectories"), manifest.get("prompts"))  # of checkpoints before videos
+        before = manifest.get("data", old)
+        for what, digest in self.stream.digests.items():
+            if before.get(what) != digest:
+                where = data.prompts if what == "prompts" else getattr(data, what).path
+                raise UserError(
+                    f"{where}: not the {what} that {path} was trained on; restore them, or set output=NEW_FOLDER"
+                )
 
     def _save(self, batches: list[Batch]) -> Path:
         within = self.position.update > 0
@@ -254,7 +261,7 @@ class Trainer:
         info = {
             "method": self.recipe.method.name,
             "world_size": self.engine.world,
-            "prompts": self.stream.digest,
+            "data": self.stream.digests,
         }
         path = checkpoint.save(self.folder, self.position, info, write, self.engine.wait, self.engine.main)
         if self.engine.main:
@@ -274,6 +281,8 @@ class Trainer:
             self._save([])
         if self.recipe.validation and self.position.done % self.recipe.validation.every:
             self._on_main(self._clips)
+        if self.recipe.held_out and self.position.done % self.recipe.held_out.every:
+            self._on_main(self._measure)
         self._on_main(self._evaluate)
         self.tracker.event("done", update=self.position.done)
         self._on_main(lambda: report.write(self.folder))

@@ -150,10 +150,13 @@ class DMD(Method):
 
     def sample(self, noise: Tensor, cond: Condition) -> Tensor:
         """The student's steps, unguided, with fresh noise between them."""
-        return samplers.renoise(self.student, noise, self.grid(), cond, torch.tensor([*self.levels_told, 0.0]))
+        return samplers.renoise(self.student, noise, self.grid(), cond, self.told_grid())
 
     def grid(self) -> Tensor:
         return torch.cat([self.sigma(torch.tensor(self.levels_told, dtype=torch.float64)), torch.zeros(1)])
+
+    def told_grid(self) -> Tensor:
+        return torch.tensor([*self.levels_told, 0.0])
 
     def teacher_shift(self) -> float:
         return self.shift  # the student's own levels may be no shifted grid

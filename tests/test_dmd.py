@@ -17,7 +17,7 @@ from distill.data import prompts
 from distill.descent import descend
 from distill.embedded import world
 from distill.engine import Engine, Role
-from distill.errors import Stopped, UserError
+from distill.errors import Stopped
 from distill.networks import Net
 from distill_methods.dmd import DMD, TABLE
 from tests import runs, tiny_wan, toys
@@ -495,13 +495,14 @@ def test_two_processes_learn_what_one_does(teacher, tmp_path):
     assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
-def test_export_says_that_no_stock_scheduler_adds_noise(teacher, tmp_path):
-    """Also where the levels are a shifted grid."""
+def test_the_export_brings_a_scheduler_that_adds_noise(teacher, tmp_path):
+    """Also where the levels are a shifted grid, which a stock scheduler would walk in Euler steps."""
     path = runs.write(tmp_path, teacher, "{name: dmd, levels: 4}", NETWORKS)
-    run = runs.train(path, "train.steps=1")
-    with pytest.raises(UserError, match="students of dmd add noise anew between their steps.*distill sample"):
-        export.export(run, tmp_path / "student")
-    assert not (tmp_path / "student").exists()
+    folder = export.export(runs.train(path, "train.steps=1"), tmp_path / "student")
+    index = json.loads((folder / "model_index.json").read_text())
+    facts = json.loads((folder / "distill.json").read_text())
+    assert index["scheduler"] == ["student_scheduler", "StudentScheduler"]
+    assert facts["renoises"] and facts["difference"] <= 1e-5
 
 
 def test_a_student_is_sampled_by_its_own_steps(teacher, tmp_path):

@@ -36,7 +36,7 @@ def exported(run, tmp_path_factory):
 
 
 def stock(folder, prompt: str, seed: int, **options) -> Tensor:
-    pipeline = WanPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline = WanPipeline.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True)
     generator = torch.Generator().manual_seed(seed)
     return pipeline(prompt, generator=generator, output_type="latent", **SIZE, **options).frames
 
@@ -163,11 +163,18 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(run, tmp_path):
         export.export(run, tmp_path / "other")
 
 
-def test_levels_that_no_scheduler_has_are_refused(run, tmp_path, monkeypatch):
+def test_euler_steps_at_levels_that_no_shift_gives_bring_their_scheduler_along(run, tmp_path, monkeypatch):
     method = type(student.load(run).method)
-    monkeypatch.setattr(method, "grid", lambda self: torch.tensor([1.0, 0.9, 0.3, 0.0], dtype=torch.float64))
-    with pytest.raises(UserError, match=r"no scheduler reproduces the student of update 9: .*0\.9, 0\.3"):
-        export.export(run, tmp_path / "student")
+    levels = torch.tensor([1.0, 0.9, 0.3, 0.0], dtype=torch.float64)
+    monkeypatch.setattr(method, "grid", lambda self: levels)
+    monkeypatch.setattr(method, "teacher_shift", lambda self: 5.0)
+    folder = export.export(run, tmp_path / "student")
+    [path] = sample.sample(str(folder), PROMPTS[:1], out=tmp_path, latents=True)
+    played = stock(folder, PROMPTS[0], 0, num_inference_steps=3, guidance_scale=1.0)
+    torch.testing.assert_close(latents(path), played, atol=1e-5, rtol=0)
+    [path] = sample.sample(str(run), PROMPTS[:1], out=tmp_path, latents=True)
+    torch.testing.assert_close(latents(path), played, atol=1e-5, rtol=0)
+    assert json.loads((folder / "distill.json").read_text())["shift"] is None
 
 
 @pytest.mark.parametrize(

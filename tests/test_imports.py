@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CORE = sorted((ROOT / "distill").rglob("*.py"))
 METHODS = sorted((ROOT / "methods").glob("*.py"))
-HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "numpy")
+HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "numpy", "cv2")
 
 WITHOUT_TORCH = (
     "recipe",
@@ -80,10 +80,18 @@ def test_libraries_have_one_owner(path):
     found = tops(imports(path))
     if name not in ("engine", "track"):  # track: other trackers are accelerate's
         assert not found & {"accelerate", "deepspeed"}
-    if not name.startswith(("teachers/", "embedded/")) and name not in ("engine", "export", "sample"):
+    travel = name.startswith("playback/") or name == "interpolation"  # files that go along with exported students
+    if not travel and not name.startswith(("teachers/", "embedded/")) and name not in ("engine", "export", "sample"):
         assert not found & {"diffusers", "transformers", "peft"}
     if name != "yaml_source":
         assert "yaml" not in found
+    if not name.startswith("curate/"):
+        assert not found & {"cv2", "scenedetect"}
+
+
+@pytest.mark.parametrize("path", [*sorted((ROOT / "distill/playback").glob("*.py")), ROOT / "distill/interpolation.py"])
+def test_what_travels_with_a_student_needs_nothing_of_ours(path):
+    assert tops(imports(path)) <= {"torch", "diffusers", "transformers", *sys.stdlib_module_names}
 
 
 @pytest.mark.parametrize("name", ONLY_TORCH)

@@ -144,7 +144,7 @@ def test_everything_to_see_has_words_and_everything_to_use_has_a_name(finished):
 def test_the_figures_of_the_evaluation_are_on_the_page(finished):
     assert "50 % of the gap closed" in finished.text.replace("\u2009", " ")
     assert "6 network evaluations per clip" in finished.text
-    assert "0.562" in finished.text and "0.438" in finished.text  # saturation of the teacher's few steps, of the student
+    assert "0.562" in finished.text and "0.438" in finished.text  # saturation: teacher_6, student
     assert "95 % interval 50 to 50 %" in finished.text.replace("\u2009", " ").replace("\xa0", " ")
     assert "75 % [51, 90]" in finished.text.replace("\u2009", " ")  # Wilson's for 12 of 16: 0.505 to 0.898
 

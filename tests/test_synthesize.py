@@ -140,7 +140,7 @@ def test_processes_share_the_shards(whole, teacher, tmp_path):
         line = f"lacks record {lacks} after recording; do all processes see this folder"
         refused = pytest.raises(UserError, match=line) if lacks is not None else nullcontext()
         with synthesize.Recorder(recipe, asked, wan, Embeddings(wan), engine, StopRequest()) as recorder, refused:
-            recorder.record(repair=False)
+            recorder.fill(repair=False)
         assert [shard.samples for shard in Store(tmp_path / "store").shards] == there
     assert contents(tmp_path / "store") == contents(whole / "store")
 

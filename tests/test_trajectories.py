@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from distill import disk, flow
 from distill.batch import Condition, generator
-from distill.data import agreement, trajectories
+from distill.data import agreement, shards, trajectories
 from distill.data.stream import PromptStream, TrajectoryStream
 from distill.data.trajectories import Store
 from distill.errors import UserError, user_line
@@ -101,7 +101,9 @@ def test_a_shard_counts_once_its_entry_is_written(store):
     assert [shard.samples for shard in left.shards] == [range(4), range(8, 10)]
 
 
-@pytest.mark.parametrize(("call", "left"), [("disk.sync", []), ("os.replace", []), ("_write", ["00000010-00000010"])])
+@pytest.mark.parametrize(
+    ("call", "left"), [("disk.sync", []), ("os.replace", []), ("write_text", ["00000010-00000010"])]
+)
 def test_a_shard_whose_writing_was_cut_short_is_not_part_of_the_store(store, monkeypatch, call, left):
     """Whichever step fails, no entry is there, and no file under the shard's name is half a shard."""
 
@@ -109,7 +111,7 @@ def test_a_shard_whose_writing_was_cut_short_is_not_part_of_the_store(store, mon
         raise OSError("disk full")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-        patch.setattr(f"distill.data.trajectories.{call}", fail)
+        patch.setattr(f"distill.data.shards.{call}", fail)
         trajectories.add(store.path, 10, ["a"], latents(1))
     assert Store(store.path).missing(11, 4) == [range(10, 11)]
     named = [path for path in (store.path / "shards").glob("00000010*") if path.suffix != trajectories.PARTIAL]
@@ -368,7 +370,7 @@ def test_a_full_disk_is_one_line(store, monkeypatch):
     def fail(*_, **__):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(trajectories, "save_file", fail)
+    monkeypatch.setattr(shards, "save_file", fail)
     with pytest.raises(UserError, match=r"00000010.*partial: cannot be written \(.*No space left on device"):
         trajectories.add(store.path, 10, ["a"], latents(1))
     line = "Error while serializing: I/O error: No space left on device (os error 28)"

@@ -45,6 +45,7 @@ class Study:
         samplers: which sampler of its run's evaluation an arm is; "student" where it is not named.
         looks: measures in which to be near the teacher of most steps is good, whatever the sign.
         shown: the measures of the printed table.
+        needs: (recipe, run's folder, overrides) of runs that the arms use.
     """
 
     question: str
@@ -56,6 +57,7 @@ class Study:
     samplers: dict[str, str] = field(default_factory=dict)
     looks: tuple[str, ...] = ("saturation", "motion")
     shown: tuple[str, ...] = ("rmse", "all")
+    needs: tuple[tuple[str, Path, Arm], ...] = ()
 
     def overrides(self, arm: str, seed: int, more: list[str]) -> list[str]:
         return [*self.common, *self.arms[arm], f"train.seed={seed}", "validation=null", *more]
@@ -83,7 +85,7 @@ def main(about: str, studies: dict[str, Study]) -> None:
         print(table(result), flush=True)
         if options.write:
             RESULTS.mkdir(parents=True, exist_ok=True)
-            (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+            (RESULTS / f"{Path(sys.argv[0]).stem}_{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def command(name: str, options) -> str:
@@ -92,12 +94,22 @@ def command(name: str, options) -> str:
 
 
 def record(study: Study, options) -> None:
-    """The trajectories that all arms share, if the recipe learns from some."""
-    overrides = study.overrides(study.against, 0, options.set)
-    if recipe.load(ROOT / "recipes" / study.recipe, overrides).data.trajectories:
-        line = [sys.executable, "-m", "distill", "synthesize", str(ROOT / "recipes" / study.recipe), *overrides]
-        if code := subprocess.call([*line, "--processes", str(options.jobs)], cwd=ROOT, env=alone()):
-            sys.exit(code)
+    """The trajectories or videos that all arms share, and the runs that they use."""
+    path, overrides = ROOT / "recipes" / study.recipe, study.overrides(study.against, 0, options.set)
+    data, jobs = recipe.load(path, overrides).data, ["--processes", str(options.jobs)]
+    if data.trajectories:
+        distill("synthesize", path, *overrides, *jobs)
+    if data.videos:
+        distill("prepare", path, *overrides, *jobs)
+    for name, folder, changes in study.needs:
+        distill("run", ROOT / "recipes" / name, *changes, f"output={folder}")
+
+
+def distill(*command: str | Path) -> None:
+    """Run a command of the toolkit; the study ends where it fails."""
+    line = [sys.executable, "-m", "distill", *map(str, command)]
+    if code := subprocess.call(line, cwd=ROOT, env=alone()):
+        sys.exit(code)
 
 
 def train(study: Study, seeds: list[int], options) -> None:

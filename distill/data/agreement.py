@@ -57,7 +57,7 @@ def differences(store: Store, asked: dict, prompts: Sequence[str], records: int,
     Args:
         writing: records are about to be written, though none is missing.
     """
-    was, now = dict(_leaves("", store.info)), dict(_leaves("", asked))
+    was, now = dict(leaves("", store.info)), dict(leaves("", asked))
     skipped = NOT_COMPARED + (() if writing or store.missing(records, records) else OF_NEW_RECORDS)
     keys = [key for key in now if key not in skipped and was.get(key) != now[key]]
     found = [f"recorded with {RECIPE_KEYS.get(key, key)} {was.get(key)!r}, the recipe has {now[key]!r}" for key in keys]
@@ -99,9 +99,9 @@ def places(wanted: Tensor, recipe, stored: Sequence[float], where: str) -> list[
     )
 
 
-def _leaves(prefix: str, value) -> Iterator[tuple[str, object]]:
+def leaves(prefix: str, value) -> Iterator[tuple[str, object]]:
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _leaves(f"{prefix}.{key}" if prefix else key, inner)
+            yield from leaves(f"{prefix}.{key}" if prefix else key, inner)
     else:
         yield prefix, value

@@ -2,8 +2,14 @@
 
 from typing import Annotated, Literal
 
-from ..options import NonNegativeInt, PositiveFloat, PositiveInt
+import pydantic
+from pydantic import Field
+
+from ..options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from ..sections import File, Folder, Relative, Section, Text
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Scorer = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
 
 class Trajectories(Section):
@@ -33,7 +39,53 @@ class Trajectories(Section):
 
 
 class Curation(Section):
-    """Thresholds of adaptive video distillation's section 6 (docs/curation.md); null leaves a filter out."""
+    """What videos must measure up to, as in section 6.2 of adaptive video distillation (docs/curation.md): `{}` is the
+    paper's. null leaves a filter out."""
+
+    resolution: tuple[PositiveInt, PositiveInt] | None = (720, 1280)
+    """Least shorter and longer side, in pixels."""
+    short: Literal["clamp", "reject"] = "clamp"
+    """Of a video without a 61st frame the last one is looked at, or it is dropped."""
+    hue_entropy: NonNegativeFloat | None = 0.6
+    """Least, of four frames, in nats; below, a frame is of one colour."""
+    hue_mode: Literal["literal", "achromatic"] = "literal"
+    """Whether pixels that are almost grey, whose hue is noise, are counted apart."""
+    sharpness: NonNegativeFloat | None = 20.0
+    """Least variance of the Laplacian, of four frames; below, a frame is blurred."""
+    sharpness_at: Literal["480p", "native"] = "480p"
+    """The size at which it is measured."""
+    contrast: NonNegativeFloat | None = None
+    """Least standard deviation of the luma, of 255, in any frame; black and flat ones have less than 2."""
+    motion: NonNegativeFloat | None = 0.2
+    """Least mean optical flow, in pixels per frame at 480p; below, the video stands still."""
+    motion_at: Literal["training", "native"] = "training"
+    """The frame rate at which it is measured: video.fps, or the video's own."""
+    cuts: NonNegativeInt | None = None
+    """Most cuts to another scene."""
+    consistency: Share | None = 0.5
+    """Share of the remaining videos that is kept, by temporal consistency."""
+    consistency_by: Scorer | None = None
+    """`package.module:function` that returns features of frames, (N, D); null compares thumbnails."""
+    consistency_groups: PositiveInt = 1
+    """Ranked inside so many groups of like motion; in one group still videos are favoured."""
+    aesthetics: Share | None = 0.5
+    """Share of the remaining videos that is kept, by looks."""
+    aesthetics_by: Scorer | None = None
+    """`package.module:function` that returns a score per frame, (N,); null: a formula of contrast, colour, exposure."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_effect(self) -> "Curation":
+        """Options of a filter that is left out would change nothing."""
+        for name in ("hue_mode", "sharpness_at", "consistency_by", "consistency_groups", "aesthetics_by"):
+            option = name.rsplit("_", 1)[0]
+            off = self.hue_entropy is None if option == "hue" else getattr(self, option) is None
+            if off and getattr(self, name) != type(self).model_fields[name].default:
+                option = "hue_entropy" if option == "hue" else option
+                raise ValueError(f"{name} has no effect without {option}")
+        return self
+
+
+EMBEDDED, OWN_DOMAIN = "embedded", "own"
 
 
 class Videos(Section):
@@ -60,10 +112,16 @@ class Videos(Section):
     shard: PositiveInt = 16
     """Clips per file."""
 
+    @property
+    def domain(self) -> str | None:
+        """Of the embedded world, if that is the source."""
+        name, _, domain = self.source.partition(":")
+        return (domain or OWN_DOMAIN) if name == EMBEDDED else None
+
 
 class Data(Section):
-    prompts: File
-    """A text file, one prompt per line."""
+    prompts: File | None = None
+    """A text file, one prompt per line; methods that learn from nothing but real videos need none."""
     negative_prompt: str | None = None
     """null: the teacher family's own."""
     trajectories: Trajectories | None = None

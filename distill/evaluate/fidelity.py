@@ -10,7 +10,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from .. import health, image_prompt
 from ..batch import Condition, generator
@@ -34,6 +37,7 @@ ROUNDING = 1 / 12  # mean square error of rounding to uint8: equal clips have 59
 DISTANCES = ("rmse", "cosine", "psnr")
 WORLD = (*world.ATTRIBUTES, *world.BEHAVIOUR)
 MEASURES = (*DISTANCES, *health.MEASURES)
+HALF_RATE = "student_half_rate"
 
 
 def evaluate(
@@ -48,6 +52,8 @@ def evaluate(
     update: int,
     roles: Iterable[Role],
     tell: Callable[[str], None],
+    half_rate: Sampler | None = None,
+    interpolator: str = "",
 ) -> dict:
     """Compare the student after `update` updates with the teacher; write evaluation.json and return its headline.
 
@@ -58,6 +64,8 @@ def evaluate(
         shift: of the teacher's grids.
         roles: every network of the run; their evaluations are counted.
         tell: takes in a line of progress after each batch.
+        half_rate: the student's sampler with its first steps at half the frame rate, measured as `student_half_rate`.
+        interpolator: what that depends on besides the student.
     """
     options, texts = recipe.evaluation, prompts.listed(recipe.evaluation.prompts)
     if options.world:
@@ -67,15 +75,18 @@ def evaluate(
     uncond = negative(teacher, embeddings, recipe, device)
     steps = sorted(set(options.teacher_steps))
     samplers = {f"teacher_{n}": teacher_sampler(net, n, shift, options.guidance, uncond) for n in steps}
-    setting = Setting(teacher, embeddings, recipe, samplers | {"student": sample}, list(roles), device)
+    students = {"student": sample} | ({HALF_RATE: half_rate} if half_rate else {})
+    setting = Setting(teacher, embeddings, recipe, samplers | students, list(roles), device)
     setting.kept = prompts.default_cache() / "clips" / clips_key(recipe, teacher, net, texts, shift)
-    cache = folder / "evaluation" / fingerprint(recipe, teacher, texts, shift, update)
+    cache = folder / "evaluation" / (fingerprint(recipe, teacher, texts, shift, update) + interpolator)
     batches = [partial(measured, setting, texts, rows) for rows in split(options.samples, options.batch_size)]
     parts = []
     for k, batch in enumerate(batches):
         parts.append(remembered(cache / f"batch_{k:04d}.json", batch))
         tell(f"{min((k + 1) * options.batch_size, options.samples)} of {options.samples} samples")
-    result = {"update": update, "shift": shift, "clock": setting.clock} | summary(parts, options, steps)
+    result = {"update": update, "shift": shift, "clock": setting.clock} | summary(parts, options, steps, list(students))
+    for name in students if half_rate else ():  # evaluations at two rates are not alike
+        result["samplers"][name]["flop"] = flop(setting, name, texts[0])
     write_json(folder / RESULT, result)
     return headline(result)
 
@@ -139,7 +150,7 @@ def measured(setting: Setting, texts: list[str], rows: range) -> dict:
     cond = setting.embeddings.get(captions).to(setting.device)
     latents, values = {}, {}
     for name in setting.samplers:
-        again = name == "student"
+        again = is_student(name)
         made = setting.sampled(name, noise, cond) if again else setting.teacher(name, rows, noise, cond)
         latents[name] = made["latents"]
         values[name] = dict(zip(("seconds", "evaluations"), made["cost"].T.tolist(), strict=True))
@@ -154,7 +165,21 @@ def measured(setting: Setting, texts: list[str], rows: range) -> dict:
 
 def reference(samplers: Iterable[str]) -> str:
     """The teacher of most steps."""
-    return max((name for name in samplers if name != "student"), key=steps_of)
+    return max((name for name in samplers if not is_student(name)), key=steps_of)
+
+
+def is_student(sampler: str) -> bool:
+    return sampler in ("student", HALF_RATE)
+
+
+@torch.no_grad()
+def flop(setting: Setting, name: str, text: str) -> int:
+    """Floating-point operations of one clip, the decoder not counted."""
+    noise = torch.randn(1, *setting.shape, generator=generator("evaluation", 0, 0)).to(setting.device)
+    on_cpu = setting.device.type == "cpu"  # whose own attention kernel is not counted
+    with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext(), FlopCounterMode(display=False) as counter:
+        setting.samplers[name](noise, setting.embeddings.get([text]).to(setting.device))
+    return counter.get_total_flops()
 
 
 def steps_of(teacher: str) -> int:
@@ -173,13 +198,13 @@ def compared(x: Tensor, y: Tensor, video: np.ndarray, video_reference: np.ndarra
     }
 
 
-def summary(parts: list[dict], options, steps: list[int]) -> dict:
+def summary(parts: list[dict], options, steps: list[int], students: Sequence[str] = ("student",)) -> dict:
     """Means, intervals and comparisons of all batches, and every value they come from."""
     prompt = np.array([p for part in parts for p in part["prompt"]])
-    names = [f"teacher_{n}" for n in steps] + ["student"]
+    names = [*(f"teacher_{n}" for n in steps), *students]
     values = {name: joined([part["samplers"][name] for part in parts]) for name in names}
     weights = statistics.resample(prompt)
-    few = names[: len(steps) - 1]
+    few, (_, *others) = names[: len(steps) - 1], students
     return {
         "samples": len(prompt),
         "prompts": int(prompt.max()) + 1,
@@ -188,7 +213,7 @@ def summary(parts: list[dict], options, steps: list[int]) -> dict:
         "reference": names[len(steps) - 1],
         "samplers": {name: described(v, weights) for name, v in values.items()},
         "gap_closed": {n: statistics.gap_closed(values["student"]["rmse"], values[n]["rmse"], weights) for n in few},
-        "difference": {n: differences(values["student"], values[n], weights) for n in few},
+        "difference": {n: differences(values["student"], values[n], weights) for n in [*few, *others]},
         "per_sample": {"prompt": prompt.tolist()} | {n: {k: v.tolist() for k, v in values[n].items()} for n in names},
     }
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..batch import Condition
 from ..recipe import Video
+from .files import PipelineFiles
 
 
 class VelocityNet(Protocol):
@@ -65,6 +66,7 @@ class Teacher(ABC):
     takes_images: ClassVar[bool] = False
     video: Video | None = None
     path: str
+    files: PipelineFiles
     fingerprint: str
     max_sequence_length: int
     negative_prompt: str
@@ -76,6 +78,11 @@ class Teacher(ABC):
     def device(self) -> torch.device:
         """Where prompts are encoded and videos decoded."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def vae_fingerprint(self) -> str:
+        """16 hex digits that change with the VAE's files: teachers of the same have the same latents."""
+        return PipelineFiles(self.files.folder("vae")).fingerprint("vae")
 
     @abstractmethod
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -94,17 +101,22 @@ class Teacher(ABC):
         """Videos (B, frames, height, width, 3), uint8 on the CPU, of latents (B, C, F, H, W)."""
 
     @abstractmethod
+    def encode_video(self, frames: Tensor) -> Tensor:
+        """The likeliest latents (B, C, F, H, W), float32 on the CPU, of videos (B, frames, height, width, 3), uint8."""
+
+    @abstractmethod
     def unload(self) -> None:
-        """Let the text encoder and the decoder leave memory; they return when needed."""
+        """Let the text encoder and the VAE leave memory; they return when needed."""
 
     @abstractmethod
     def save(self, folder: Path, network: nn.Module, shift: float) -> None:
         """Write this pipeline with another network and Euler steps on the grid of `shift`."""
 
     @abstractmethod
-    def sample_saved(self, folder: Path, prompt: str, noise: Tensor, steps: int) -> Tensor:
+    def sample_saved(self, folder: Path, prompt: str, noise: Tensor, steps: int, pipeline: str | None = None) -> Tensor:
         """Latents (1, C, F, H, W) that the family's stock pipeline makes of noise, without guidance.
 
         Args:
             folder: one that `save` wrote, or its like; everything is loaded from it anew, in float32.
+            pipeline: a file of the folder that has another pipeline (`half_rate` for half_rate.py).
         """

@@ -18,7 +18,7 @@ from ..batch import Condition
 from ..errors import UserError
 from .base import Teacher, check_layers
 from .files import PipelineFiles
-from .parts import Float32TimestepEmbedding, latent_size, pixels, quiet, save_pipeline
+from .parts import Float32TimestepEmbedding, latent_size, load_pipeline, pixels, quiet, save_pipeline, signal
 
 TEXT = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
 COMPONENTS = (*TEXT, "transformer", "vae", "scheduler")
@@ -176,7 +176,9 @@ class HunyuanVideo(Teacher):
             self.files.weights(component)
         folder = self.files.folder(*TEXT)
         with quiet():
-            pipeline = HunyuanVideoPipeline.from_pretrained(folder, transformer=None, vae=None, dtype=self._dtypes)
+            pipeline = HunyuanVideoPipeline.from_pretrained(
+                folder, transformer=None, vae=None, scheduler=None, dtype=self._dtypes
+            )
         return pipeline.to(self.device)
 
     @cached_property
@@ -190,10 +192,19 @@ class HunyuanVideo(Teacher):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
+        scaled = latents.to(self.device, torch.float32) / self.vae_config["scaling_factor"]
+        return torch.cat([pixels(self.vae.decode(clip, return_dict=False)[0]) for clip in scaled.split(1)])
+
+    @torch.no_grad()
+    def encode_video(self, frames: Tensor) -> Tensor:
+        found = [self.vae.encode(signal(clip.to(self.device))).latent_dist.mode().cpu() for clip in frames.split(1)]
+        return torch.cat(found) * self.vae_config["scaling_factor"]
+
+    @property
+    def vae(self) -> AutoencoderKLHunyuanVideo:
         if self._vae is None:
             self._vae = self._load_vae()
-        scaled = latents.to(self.device, torch.float32) / self.vae_config["scaling_factor"]
-        return torch.cat([pixels(self._vae.decode(clip, return_dict=False)[0]) for clip in scaled.split(1)])
+        return self._vae
 
     def _load_vae(self) -> AutoencoderKLHunyuanVideo:
         self.files.weights("vae")
@@ -209,9 +220,8 @@ class HunyuanVideo(Teacher):
     def save(self, folder: Path, network: HunyuanVideoVelocity, shift: float) -> None:
         save_pipeline(self.files, folder, network.transformer, shift, others=(*TEXT, "vae"))
 
-    def sample_saved(self, folder: Path, prompt: str, noise: Tensor, steps: int) -> Tensor:
-        with quiet():
-            pipeline = HunyuanVideoPipeline.from_pretrained(folder, dtype=self._dtypes).to(self.device)
+    def sample_saved(self, folder: Path, prompt: str, noise: Tensor, steps: int, pipeline: str | None = None) -> Tensor:
+        pipeline = load_pipeline(HunyuanVideoPipeline, folder, self._dtypes, pipeline).to(self.device)
         pipeline.set_progress_bar_config(disable=True)
         time, space = self.compression
         frames, height, width = noise.shape[2:]

@@ -9,7 +9,7 @@ from pathlib import Path
 import diffusers.utils.logging
 import torch
 import transformers.utils.logging
-from diffusers import FlowMapEulerDiscreteScheduler, ModelMixin
+from diffusers import DiffusionPipeline, FlowMapEulerDiscreteScheduler, ModelMixin
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor
 
@@ -53,6 +53,11 @@ def pixels(video: Tensor) -> Tensor:
     return ((video.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).cpu()
 
 
+def signal(frames: Tensor) -> Tensor:
+    """The inverse of `pixels`: float32, (B, 3, frames, height, width) in [-1, 1], of uint8."""
+    return (frames.float() / 127.5 - 1).movedim(-1, 1)
+
+
 def save_pipeline(
     files: PipelineFiles, folder: Path, transformer: ModelMixin, shift: float, others: Sequence[str]
 ) -> None:
@@ -70,14 +75,28 @@ def save_pipeline(
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+def load_pipeline(
+    stock: type[DiffusionPipeline], folder: Path, dtypes: dict[str, torch.dtype], custom: str | None = None
+) -> DiffusionPipeline:
+    """A whole pipeline, of which files of our own (distill/playback) may be a part.
+
+    Args:
+        custom: the name of a file in the folder that has the pipeline's class instead.
+    """
+    with quiet():
+        return stock.from_pretrained(folder, dtype=dtypes, custom_pipeline=custom, trust_remote_code=True)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the bars that the libraries draw while they load."""
-    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    """Without the bars that the libraries draw while they load, and remarks on files that a pipeline does not use."""
+    libraries, level = (diffusers.utils.logging, transformers.utils.logging), diffusers.utils.logging.get_verbosity()
     for library in libraries:
         library.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
     try:
         yield
     finally:
+        diffusers.utils.logging.set_verbosity(level)
         for library in libraries:
             library.enable_progress_bar()

@@ -16,7 +16,7 @@ from ..batch import Condition
 from ..errors import UserError
 from .base import Teacher, check_layers
 from .files import PipelineFiles
-from .parts import Float32TimestepEmbedding, latent_size, pixels, quiet, save_pipeline
+from .parts import Float32TimestepEmbedding, latent_size, load_pipeline, pixels, quiet, save_pipeline, signal
 
 COMPONENTS = ("transformer", "text_encoder", "vae", "tokenizer", "scheduler")
 WITHOUT_WEIGHTS = ("tokenizer", "image_processor", "scheduler")
@@ -195,27 +195,45 @@ class Wan(Teacher):
         self.files.weights("text_encoder")
         folder = self.files.folder("text_encoder")
         with quiet():
-            pipeline = WanPipeline.from_pretrained(folder, transformer=None, vae=None, dtype=self._dtypes)
+            pipeline = WanPipeline.from_pretrained(
+                folder, transformer=None, vae=None, scheduler=None, dtype=self._dtypes
+            )
         return pipeline.to(self.device)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        if self._vae is None:
-            self._vae = self._load_vae()
         time, space = self.compression
         size = latents.shape[2] * time * latents.shape[3] * latents.shape[4] * space**2
         clips = latents.to(self.device).split(max(1, PIXELS_PER_DECODE // size))
         return torch.cat([self._decode(clip) for clip in clips])
 
+    def _decode(self, latents: Tensor) -> Tensor:
+        mean, std = self._scale
+        video = self.vae.decode(latents.float() * std.to(latents) + mean.to(latents), return_dict=False)[0]
+        return pixels(video)
+
+    @torch.no_grad()
+    def encode_video(self, frames: Tensor) -> Tensor:
+        mean, std = self._scale
+        found = [self.vae.encode(signal(clip.to(self.device))).latent_dist.mode().cpu() for clip in frames.split(1)]
+        return (torch.cat(found) - mean) / std
+
+    @property
+    def _scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of what the VAE makes, of each channel; the network's latents have 0 and 1."""
+        mean, std = (torch.tensor(self.vae_config[f"latents_{m}"]).view(1, -1, 1, 1, 1) for m in ("mean", "std"))
+        return mean, std
+
+    @property
+    def vae(self) -> AutoencoderKLWan:
+        if self._vae is None:
+            self._vae = self._load_vae()
+        return self._vae
+
     def _load_vae(self) -> AutoencoderKLWan:
         self.files.weights("vae")
         vae = AutoencoderKLWan.from_pretrained(self.files.folder("vae"), subfolder="vae", dtype=torch.float32)
         return vae.to(self.device)
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        mean, std = (torch.tensor(self.vae_config[f"latents_{m}"]).view(1, -1, 1, 1, 1) for m in ("mean", "std"))
-        video = self._vae.decode(latents.float() * std.to(latents) + mean.to(latents), return_dict=False)[0]
-        return pixels(video)
 
     def unload(self) -> None:
         self._text = self._vae = None
@@ -225,12 +243,11 @@ class Wan(Teacher):
         others = [component for component in self.components if component not in ("transformer", "scheduler")]
         save_pipeline(self.files, folder, network.transformer, shift, others=others)
 
-    def sample_saved(self, folder: Path, prompt: str, noise: Tensor, steps: int) -> Tensor:
-        return self._sample_saved(folder, noise, steps, prompt=prompt)
+    def sample_saved(self, folder: Path, prompt: str, noise: Tensor, steps: int, pipeline: str | None = None) -> Tensor:
+        return self._sample_saved(folder, noise, steps, pipeline, prompt=prompt)
 
-    def _sample_saved(self, folder: Path, noise: Tensor, steps: int, **prompt) -> Tensor:
-        with quiet():
-            pipeline = self.stock.from_pretrained(folder, dtype=self._dtypes).to(self.device)
+    def _sample_saved(self, folder: Path, noise: Tensor, steps: int, custom: str | None, **prompt) -> Tensor:
+        pipeline = load_pipeline(self.stock, folder, self._dtypes, custom).to(self.device)
         pipeline.set_progress_bar_config(disable=True)
         time, space = self.compression
         frames, height, width = noise.shape[2:]

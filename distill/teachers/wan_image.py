@@ -96,9 +96,11 @@ class WanImage(Wan):
         for component in encoders:
             self.files.weights(component)
         with quiet():
-            pipeline = WanImageToVideoPipeline.from_pretrained(folder, transformer=None, dtype=self._dtypes)
+            pipeline = WanImageToVideoPipeline.from_pretrained(
+                folder, transformer=None, scheduler=None, dtype=self._dtypes
+            )
         return pipeline.to(self.device)
 
-    def sample_saved(self, folder: Path, prompt: str, noise: Tensor, steps: int) -> Tensor:
+    def sample_saved(self, folder: Path, prompt: str, noise: Tensor, steps: int, pipeline: str | None = None) -> Tensor:
         path, text = image_prompt.split(prompt)
-        return self._sample_saved(folder, noise, steps, image=image_prompt.load(path), prompt=text)
+        return self._sample_saved(folder, noise, steps, pipeline, image=image_prompt.load(path), prompt=text)
