@@ -1,6 +1,7 @@
 """What the sections of a recipe are made of."""
 
 import enum
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -26,3 +27,15 @@ class Section(pydantic.BaseModel):
 Text = Annotated[str, Field(min_length=1)]
 File = Annotated[Path, Relative.TO_RECIPE]
 Folder = Annotated[Path, Relative.TO_HERE]
+
+EMBEDDED = "embedded"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def is_embedded(source: str) -> bool:
+    """Whether videos come from the embedded world, or one of its domains."""
+    return source.partition(":")[0] == EMBEDDED
+
+
+def is_hub_id(name: str) -> bool:
+    return HUB_ID.fullmatch(name) is not None

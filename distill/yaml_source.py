@@ -61,6 +61,13 @@ class Source:
             key = key[:-1]
         return self.marks[key]
 
+    def at(self, *key: str) -> Any:
+        """The value at a key, or None."""
+        value = self.data
+        for part in key:
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
     def fault(self, mark: Mark, text: str, *, torn: bool = False) -> None:
         self.faults.append(Fault(mark, text))
         self.torn |= torn

@@ -76,9 +76,9 @@ def test_every_option_is_explained():
         assert (own[name].default, own[name].description) == (inherited[name].default, inherited[name].description)
 
 
-def test_a_recipe_hears_that_real_videos_cannot_be_given_yet(tmp_path):
+def test_a_recipe_without_real_videos_hears_that_they_are_missing(tmp_path):
     path = runs.write(tmp_path, tiny_wan.build(tmp_path / "teacher"), "{name: avd}", NETWORKS)
-    with pytest.raises(UserError, match=r"method.name: this method learns from real videos, and no section"):
+    with pytest.raises(UserError, match=r"data.videos: required, but missing: the method learns from real videos"):
         recipe.load(path, ["train.steps=1"])
 
 

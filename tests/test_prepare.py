@@ -497,7 +497,6 @@ def test_the_embedded_world_is_rendered_and_prepared(teacher, tmp_path):
             "data.videos.clips=3",
             "data.videos.clips: counts what the embedded world renders; leave it out, or set source",
         ),
-        ("data.videos.source=gone", "data.videos.source: no such file: "),
         ("data.videos=null", "data.videos: required, but missing: the method learns from real videos"),
         ("data.prompts=null", "data.prompts: required, but missing"),
         ("method.name=dmd", "data.videos: the method reads no videos; leave it out"),

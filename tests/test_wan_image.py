@@ -300,7 +300,7 @@ def test_runs_and_clips_are_kept_apart_by_what_their_images_show(folder, teacher
 
     def known() -> tuple:
         stream = PromptStream([prompt], None, Condition(), (), loaded.train, torch.device("cpu"))
-        return fidelity.digest(loaded, teacher, [prompt]), validation.settings(loaded)["images"], stream.digest
+        return fidelity.digest(loaded, teacher, [prompt]), validation.settings(loaded)["images"], stream.digests
 
     before = known()
     assert known() == before

@@ -6,7 +6,7 @@ import pydantic
 from pydantic import Field
 
 from ..options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from ..sections import File, Folder, Relative, Section, Text
+from ..sections import File, Folder, Relative, Section, Text, is_embedded
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Scorer = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
@@ -85,7 +85,7 @@ class Curation(Section):
         return self
 
 
-EMBEDDED, OWN_DOMAIN = "embedded", "own"
+OWN_DOMAIN = "own"
 
 
 class Videos(Section):
@@ -115,8 +115,7 @@ class Videos(Section):
     @property
     def domain(self) -> str | None:
         """Of the embedded world, if that is the source."""
-        name, _, domain = self.source.partition(":")
-        return (domain or OWN_DOMAIN) if name == EMBEDDED else None
+        return (self.source.partition(":")[2] or OWN_DOMAIN) if is_embedded(self.source) else None
 
 
 class Data(Section):
