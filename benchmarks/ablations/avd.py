@@ -64,7 +64,7 @@ STUDIES = {
         common=(*STORE, "train.steps=300"),
         arms={
             "no temporal loss": ("method.temporal=0", "method.threshold=null"),
-            **{f"tau = {tau}": ("method.temporal=0.5", f"method.threshold={tau}") for tau in (1.5, 1.0, 0.6)},
+            **{f"tau = {tau}": ("method.temporal=0.5", f"method.threshold={tau}") for tau in (1.0, 0.6)},
         },
         against="no temporal loss",
         shown=SEEN,
