@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -246,6 +247,7 @@ def schema() -> None:
 
 def main() -> None:
     """Run the command line: a user's mistake is one line and exit code 2; DISTILL_TRACEBACK=1 shows its origin."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # the line of code says nothing to its reader
     try:
         app()
     except Stopped as stop:

@@ -150,3 +150,9 @@ def test_watch_ends_with_the_run(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "update 2/2" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("done at update 2")
+
+
+def test_a_warning_is_one_line_without_code():
+    said = distill("check", "recipes/tiny_avd.yaml", "--build").stderr
+    assert "warning: guidance is 9.0; preset paper has 5.0" in said.splitlines()
+    assert "registry.method_class" not in said

@@ -26,6 +26,12 @@ REGRESSION = (
 )  # the strength of the adaptive one where a loss is as usual
 # The fake score moves as often as the student and at a twentieth of its rate, so that it never describes its samples.
 LAGGING = ("method.student_every=1", "optim.student.lr=2e-4", "optim.fake_score.lr=1e-5", "train.steps=400")
+TERMS = {
+    "DMD": DMD,
+    "+ temporal": TEMPORAL,
+    "+ temporal + regression": REGRESSION,
+    "+ temporal + adaptive regression": (),
+}
 SEEN = ("all", "preserved", "dynamic", "saturation", "motion")
 
 STUDIES = {
@@ -33,13 +39,7 @@ STUDIES = {
         question="Table 2: what do the temporal loss, the regression, its adaptive weight and half rate add to DMD?",
         recipe="tiny_avd.yaml",
         common=(*STORE, *HALF_RATE),
-        arms={
-            "DMD": DMD,
-            "+ temporal": TEMPORAL,
-            "+ temporal + regression": REGRESSION,
-            "+ temporal + adaptive regression": (),
-            "full, at half rate": (),
-        },
+        arms=TERMS | {"full, at half rate": ()},
         samplers={"full, at half rate": "student_half_rate"},
         against="DMD",
         shown=SEEN,
@@ -49,12 +49,7 @@ STUDIES = {
         question="The same where the fake score lags behind the student, and DMD fails",
         recipe="tiny_avd.yaml",
         common=(*STORE, *LAGGING),
-        arms={
-            "DMD": DMD,
-            "+ temporal": TEMPORAL,
-            "+ temporal + regression": REGRESSION,
-            "+ temporal + adaptive regression": (),
-        },
+        arms=TERMS,
         against="DMD",
         shown=SEEN,
     ),
