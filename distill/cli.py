@@ -263,15 +263,22 @@ def _end(message: str) -> None:
     """Say it once; of several processes, each ends here."""
     if os.environ.get("RANK", "0") == "0":
         typer.echo(message)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        sys.stdout.flush()
-        os._exit(0)  # everything is written; gloo's threads have aborted ordinary exits (docs/log.md)
+    _go(0)
 
 
 def _leave(message: str, code: int) -> None:
     if os.environ.get("RANK", "0") == "0":
         typer.echo(message, err=True)
+    _go(code)
     sys.exit(code)
+
+
+def _go(code: int) -> None:
+    """Of several processes, each goes without Python's own end, which gloo's threads have aborted (docs/log.md)."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _recipe(path: Path, overrides: list[str]) -> recipes.Recipe:
