@@ -61,6 +61,16 @@ def saved(method: Method, roles: dict[str, Role]) -> list[str]:
     return [name for name in roles if not isinstance(method.networks.get(name), Frozen)]
 
 
+def not_finite(method: Method, roles: dict[str, Role]) -> tuple[str, str] | None:
+    """The first saved network with weights that are not finite, and that in words."""
+    for name in saved(method, roles):
+        weights = roles[name].module.state_dict()
+        bad = [key for key, value in weights.items() if not value.isfinite().all()]
+        if bad:
+            return name, f"{name} has weights that are not finite ({bad[0]}, {len(bad)} of {len(weights)} tensors)"
+    return None
+
+
 def averages(method: Method, recipe) -> dict[str, tuple[str, float]]:
     """Name of each moving average -> (network it follows, decay)."""
     found = {name: (kind.of, kind.decay) for name, kind in method.networks.items() if isinstance(kind, Average)}
@@ -74,6 +84,8 @@ def sampler(run: Path, teacher, recipe, update: int | None = None) -> Method:
         raise UserError(f"{run} is a run of {recipe.method.name}, which trains no student")
     name = EMA if recipe.train.ema is not None else "student"
     module = teacher.network()
+    if told_ends(built.networks, "student"):
+        module.tell_ends()
     module.load_state_dict(checkpoint.load_network(run, name, update))
     built.student = Net(Role("student", module.eval(), precision="fp32"))
     return built
@@ -93,6 +105,14 @@ def _in_order(networks: dict) -> list[str]:
     return order
 
 
+def told_ends(networks: dict, name: str) -> bool:
+    """Whether a network, or the one that it is taken from, is told where steps end."""
+    kind = networks[name]
+    if isinstance(kind, Trained):
+        return kind.ends
+    return isinstance(kind, Copy | Average) and told_ends(networks, kind.of)
+
+
 def _source(kind) -> str | None:
     return kind.init if isinstance(kind, Trained) else kind.of if isinstance(kind, Copy | Average) else None
 
@@ -107,7 +127,10 @@ def _role(name: str, kind, method: Method, teacher, recipe, device, made: dict[s
             torch.manual_seed(recipe.train.seed)
             return Role(name, getattr(method, f"build_{name}")(teacher), **options)
     weights = torch.float32 if isinstance(kind, Trained) else low
-    role = Role(name, teacher.network(dtype=weights).eval(), **options)
+    module = teacher.network(dtype=weights).eval()
+    if told_ends(method.networks, name):
+        module.tell_ends()
+    role = Role(name, module, **options)
     if recipe.train.activation_checkpointing:  # frozen ones too: gradients may pass through them
         role.module.enable_checkpointing()
     if _source(kind) not in (None, "teacher"):

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from . import image_prompt, launch, registry, summary, yaml_source
+from . import cli_evaluate, cli_methods, cli_vbench, image_prompt, launch, overlap, registry, summary
 from . import recipe as recipes
+from .cli_common import Processes, checked_recipe, end, go, leave, trains_a_teacher
 from .embedded.spec import TeacherRecipe
 from .errors import Stopped, UserError, user_line
 
@@ -22,17 +23,16 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 teachers_app = typer.Typer(help="Teacher families; `train` makes the embedded teacher anew.", no_args_is_help=False)
-methods_app = typer.Typer(help="Distillation methods that are installed.")
-app.add_typer(methods_app, name="methods", invoke_without_command=True)
+app.add_typer(cli_methods.app, name="methods", invoke_without_command=True)
 app.add_typer(teachers_app, name="teachers", invoke_without_command=True)
+app.add_typer(cli_vbench.app, name="vbench")
+app.add_typer(cli_evaluate.app)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.", show_default=False)]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)]
 Overrides = Annotated[
     list[str], typer.Argument(metavar="[KEY=VALUE]...", help="As in optim.student.lr=1e-6.", show_default=False)
 ]
-
-Processes = Annotated[int, typer.Option(min=1, help="On this machine, one per GPU.")]
 
 
 @app.command()
@@ -44,19 +44,19 @@ def run(
     processes: Processes = 1,
 ) -> None:
     """Train a recipe, or go on with a run where it stopped."""
-    checked = _recipe(recipe, overrides)
+    checked = checked_recipe(recipe, overrides)
     if processes > 1:
         sys.exit(launch.launch(processes, ["run", str(recipe), *overrides]))
     from . import trainer
 
     folder = trainer.run(checked)
-    _end(f"page: {folder / 'index.html'}")
+    end(f"page: {folder / 'index.html'}")
 
 
 @app.command()
 def synthesize(recipe: RecipePath, overrides: Overrides = [], processes: Processes = 1) -> None:  # noqa: B006
     """Record the teacher's trajectories that a recipe asks for, or go on; replace damaged shards."""
-    checked = _recipe(recipe, overrides)
+    checked = checked_recipe(recipe, overrides)
     if checked.data.trajectories is None:
         raise UserError(f"{recipe} has no section data.trajectories: there is nothing to record")
     recipes.check_output(checked.data.trajectories.path, "data.trajectories.path")
@@ -64,7 +64,7 @@ def synthesize(recipe: RecipePath, overrides: Overrides = [], processes: Process
         sys.exit(launch.launch(processes, ["synthesize", str(recipe), *overrides]))
     from . import synthesize as recording
 
-    _end(f"store: {recording.run(checked)}")
+    end(f"store: {recording.run(checked)}")
 
 
 @app.command()
@@ -77,7 +77,7 @@ def prepare(
     ] = False,
 ) -> None:
     """Encode the real videos that a recipe asks for, or go on; replace damaged shards."""
-    checked = _recipe(recipe, overrides)
+    checked = checked_recipe(recipe, overrides)
     if checked.data.videos is None:
         raise UserError(f"{recipe} has no section data.videos: there is nothing to prepare")
     recipes.check_output(checked.data.videos.path, "data.videos.path")
@@ -89,9 +89,9 @@ def prepare(
     from . import prepare as preparing
 
     if curate_only:
-        _end(f"page: {preparing.curate(checked)}")
+        end(f"page: {preparing.curate(checked)}")
     else:
-        _end(f"store: {preparing.run(checked)}")
+        end(f"store: {preparing.run(checked)}")
 
 
 @app.command()
@@ -107,43 +107,22 @@ def check(
     """Check a recipe without running it, or every byte of a store of trajectories or videos."""
     if (recipe / "index.json").is_file() or (recipe / "shards").is_dir():
         _check_store(recipe, [*overrides, *(["--build"] if build else [])])
-    elif _trains_a_teacher(recipe):
+    elif trains_a_teacher(recipe):
         if build:
             raise UserError(f"--build: {recipe} trains a teacher, which has no method to build")
         recipes.load(recipe, overrides, model=TeacherRecipe)
     else:
-        checked = _recipe(recipe, overrides)
+        checked = checked_recipe(recipe, overrides)
         for line in summary.describe(checked):
             typer.echo(line)
+        for line in overlap.warnings(checked):
+            typer.echo(f"warning: {line}", err=True)
         if build:
             from . import build as builder
 
             for line in builder.describe(checked):
                 typer.echo(line)
     typer.echo(f"{recipe}: no faults")
-
-
-@methods_app.callback()
-def methods(context: typer.Context) -> None:
-    """List the installed methods."""
-    if context.invoked_subcommand is None:
-        for entry in registry.methods().values():
-            typer.echo(f"{entry.name:12} {entry.package} {entry.version:8} {registry.describe(entry.name).description}")
-
-
-@methods_app.command("describe")
-def describe_method(name: str) -> None:
-    """Show a method's options and networks."""
-    found = registry.describe(name)
-    typer.echo(f"{registry.method(name)}\n{found.description}\n\nnetworks")
-    for network, kind in found.networks.items():
-        typer.echo(f"  {network}: {kind}")
-    typer.echo("\noptions")
-    for option, field in found.options.model_fields.items():
-        default = "" if field.is_required() else f" = {field.default!r}"
-        typer.echo(f"  {option}: {found.hints[option]}{default}")
-        if field.description:
-            typer.echo(f"      {field.description}")
 
 
 @teachers_app.callback()
@@ -250,55 +229,16 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"  # the line of code says nothing to its reader
     try:
         app()
+    except SystemExit as ending:
+        go(int(ending.code or 0))
+        raise
     except Stopped as stop:
-        _leave(str(stop), stop.code)
+        leave(str(stop), stop.code)
     except Exception as error:
         line = user_line(error)
         if line is None or os.environ.get("DISTILL_TRACEBACK"):
             raise
-        _leave(line, 2)
-
-
-def _end(message: str) -> None:
-    """Say it once; of several processes, each ends here."""
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(message)
-    _go(0)
-
-
-def _leave(message: str, code: int) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        typer.echo(message, err=True)
-    _go(code)
-    sys.exit(code)
-
-
-def _go(code: int) -> None:
-    """Of several processes, each goes without Python's own end, which gloo's threads have aborted (docs/log.md)."""
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _recipe(path: Path, overrides: list[str]) -> recipes.Recipe:
-    """A recipe from its file, or from the folder of its run."""
-    if path.is_dir():
-        if not (path / "recipe.yaml").is_file():
-            raise UserError(f"{path} holds no recipe.yaml: it is not the folder of a run")
-        path, overrides = path / "recipe.yaml", [f"output={json.dumps(str(path))}", *overrides]
-    if _trains_a_teacher(path):
-        raise UserError(f"{path} trains a teacher: distill teachers train {path}")
-    checked = recipes.load(path, overrides)
-    recipes.check_output(checked.output)
-    return checked
-
-
-def _trains_a_teacher(path: Path) -> bool:
-    """Whether a file's sections are rather those of a teacher's training."""
-    sections = yaml_source.read(path).data if path.is_file() else {}
-    teacher, distilled = (len(sections.keys() & model.model_fields.keys()) for model in (TeacherRecipe, recipes.Recipe))
-    return teacher > distilled
+        leave(line, 2)
 
 
 def _check_store(path: Path, rest: list[str]) -> None:

@@ -47,13 +47,13 @@ def descend(
     """
     role = roles[update.network]
     for each in roles.values():
-        each.evaluations = 0
+        each.evaluations = each.differentiated = 0
     with engine.only(role, roles.values()):
         sums = _backward(update, batches, position)
         engine.average([p.grad for p in role.parameters if p.grad is not None])
         engine.average([each for each in role.statistics if each.is_floating_point()])
         norm = role.clip(float("inf") if clip is None else clip)
-        terms, grad_norm = _read(sums, norm, len(batches), engine)
+        terms, grad_norm, counts = _read(sums, norm, len(batches), roles, engine)
         _check(update.network, terms, grad_norm, role)
         lr = role.lr
         role.step()
@@ -63,7 +63,7 @@ def descend(
         "loss": sum(terms.values()),
         "grad_norm": grad_norm,
         "lr": lr,
-        "evaluations": {name: each.evaluations for name, each in roles.items() if each.evaluations},
+        **counts,
     }
 
 
@@ -90,12 +90,20 @@ def _parts(result: Terms | Iterator[Terms]) -> Iterator[dict[str, Tensor]]:
         yield part if isinstance(part, dict) else {"loss": part}
 
 
-def _read(sums: dict[str, Tensor], norm: Tensor, n: int, engine: Engine) -> tuple[dict[str, float], float]:
-    """Means over the global batch, read from the device in the update's only synchronisation."""
-    values = torch.stack([*(s / n for s in sums.values()), norm.float()])
+def _read(
+    sums: dict[str, Tensor], norm: Tensor, n: int, roles: dict[str, Role], engine: Engine
+) -> tuple[dict[str, float], float, dict[str, dict[str, int]]]:
+    """Means over the global batch, and sums of what was counted, in the update's only synchronisation."""
+    counted = [count for each in roles.values() for count in (each.evaluations, each.differentiated)]
+    values = torch.stack(
+        [*(s / n for s in sums.values()), norm.float(), *norm.new_tensor(counted, dtype=torch.float32)]
+    )
     engine.average([values])
-    *terms, grad_norm = values.tolist()
-    return dict(zip(sums, terms, strict=True)), grad_norm
+    means = values.tolist()
+    totals = [round(mean * engine.world) for mean in means[len(sums) + 1 :]]
+    found = {"evaluations": totals[::2], "differentiated": totals[1::2]}
+    counts = {what: {name: k for name, k in zip(roles, each, strict=True) if k} for what, each in found.items()}
+    return dict(zip(sums, means[: len(sums)], strict=True)), means[len(sums)], counts
 
 
 def _check(network: str, terms: dict[str, float], grad_norm: float, role: Role) -> None:
@@ -103,4 +111,4 @@ def _check(network: str, terms: dict[str, float], grad_norm: float, role: Role) 
     bad = {name: value for name, value in bad.items() if not finite([value])}
     if bad:
         said = ", ".join(f"{name} is {value}" for name, value in bad.items())
-        raise NonFinite(f"{said}; learning rate {role.lr:.3g}, gradient norm {grad_norm:.3g}")
+        raise NonFinite(f"{said}; learning rate {role.lr:.3g}")

@@ -4,6 +4,8 @@ import fcntl
 import hashlib
 import os
 import socket
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -37,6 +39,14 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
+        write(Path(folder) / path.name)
+        os.replace(Path(folder) / path.name, path)
 
 
 def sha256(path: Path) -> str:

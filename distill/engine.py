@@ -25,6 +25,7 @@ class Role:
 
     Attributes:
         evaluations: samples that went through the network since the last reset, for the cost tables.
+        differentiated: those among them that a gradient can go back through.
     """
 
     def __init__(self, name: str, module: nn.Module, *, precision: str = "fp32", device: torch.device | str = "cpu"):
@@ -33,7 +34,7 @@ class Role:
         self.precision = precision
         self.optimizer: torch.optim.Optimizer | None = None
         self.schedule: torch.optim.lr_scheduler.LRScheduler | None = None
-        self.evaluations = 0
+        self.evaluations = self.differentiated = 0
 
     @property
     def guidance_embedded(self) -> bool:
@@ -52,7 +53,10 @@ class Role:
     def forward(self, x: Tensor, sigma: Tensor, cond: Condition, **extra) -> Tensor:
         self.evaluations += x.shape[0]
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.module(x, sigma, cond, **extra)
+            out = self.module(x, sigma, cond, **extra)
+        found = out if isinstance(out, list) else [out]
+        self.differentiated += x.shape[0] * any(each.requires_grad for each in found)
+        return out
 
     @torch.no_grad()
     def copy_from(self, other: "Role") -> None:

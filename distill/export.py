@@ -55,7 +55,10 @@ def export(run: Path, folder: Path, update: int | None = None) -> Path:
 def _write(run: Path, found: Student, folder: Path, name: str) -> None:
     shift, half = stock_shift(found), half_rate.of_recipe(found.recipe, found.method, found.teacher)
     folder.mkdir(parents=True)
-    found.teacher.save(folder, found.method.student.role.module, 1.0 if shift is None else shift)
+    network = found.method.student.role.module
+    if found.method.ends:
+        network = network.folded(found.method.grid().tolist())
+    found.teacher.save(folder, network, 1.0 if shift is None else shift)
     if shift is None:
         write_playback(folder, found, half)
     if found.teacher.takes_images:
@@ -130,6 +133,7 @@ def settings(found: Student, shift: float | None) -> dict:
         "sigmas": grid.tolist(),
         "told": found.method.told_grid().tolist(),
         "renoises": found.method.renoises,
+        "ends": found.method.ends,
         "half_rate": recipe.half_rate.steps if recipe.half_rate else None,
         "video": recipe.video.model_dump(),
         "max_sequence_length": found.teacher.max_sequence_length,

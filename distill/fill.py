@@ -4,7 +4,9 @@ The unit of work is a shard: processes take them in turn, and each is written wh
 processes writes the same store and one that was killed goes on where it stopped.
 """
 
+import json
 import signal
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +21,7 @@ from .errors import Stopped, UserError, user_line
 from .progress import Progress
 from .signals import StopRequest
 
+LOG = "log.jsonl"  # in the store: how long each shard took, for the cost of training (docs/compare.md)
 Result = TypeVar("Result")
 
 
@@ -177,7 +180,15 @@ class Filler(ABC):
 
     def _work(self, wanted: list[range]) -> None:
         for samples in wanted:
+            started = time.perf_counter()
             self._shard(samples)
+            self._note(samples, time.perf_counter() - started)
+
+    def _note(self, samples: range, seconds: float) -> None:
+        """One write, so that processes do not tear each other's lines."""
+        line = json.dumps({"first": samples[0], "last": samples[-1], "seconds": round(seconds, 3)})
+        with (self.path / LOG).open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
 
     def _done(self) -> int:
         """How many records all processes have written."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from . import registry
 from .errors import UserError
+from .evaluate import metrics
 from .sections import is_embedded, is_hub_id
 from .signature import Signature
 from .yaml_source import Source, did_you_mean, missing
@@ -19,6 +20,7 @@ def check(source: Source) -> None:
         _check_data(source, method)
     _check_train(source, method)
     _check_steps(source)
+    _check_metrics(source)
     _check_source(source)
 
 
@@ -68,6 +70,17 @@ def _check_train(source: Source, method: Signature | None) -> None:
     endless = method and not method.has_stages and not source.at("train", "steps")
     if endless and isinstance(source.at("train"), dict):
         source.fault(source.mark(("train",)), "train.steps: required, but missing: the method has no stages of its own")
+
+
+def _check_metrics(source: Source) -> None:
+    """Names without weights or code behind them: the others are looked for when a run begins."""
+    names = source.at("evaluation", "metrics")
+    for i, name in enumerate(names if isinstance(names, list) else []):
+        if isinstance(name, str) and name and ":" not in name and name.partition("=")[0] not in metrics.PLUGS:
+            try:
+                metrics.chosen([name], world=source.at("evaluation", "world") is True)
+            except UserError as error:
+                source.fault(source.mark(("evaluation", "metrics", i)), f"evaluation.metrics: {error}")
 
 
 def _check_data(source: Source, method: Signature) -> None:

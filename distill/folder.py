@@ -9,7 +9,7 @@ from .environment import environment
 from .errors import UserError
 from .recipe import Recipe
 
-# What does not touch the training; of the prompts the content counts, not the path (trainer._fits).
+# What does not touch the training; of the prompts the content counts, not the path (resume.py).
 STORE = tuple(f"data.trajectories.{key}" for key in ("path", "batch_size", "shard", "clips"))
 STORE += tuple(f"data.videos.{key}" for key in ("path", "source", "shard"))
 SHOWN = ("validation", "evaluation", "half_rate", "held_out.every", "health")
@@ -45,25 +45,32 @@ class RunFolder:
             self._lock = disk.hold(self.path, f"{self.path} is in use by {{holder}}; wait for it, or set output=FOLDER")
         except OSError as error:
             raise UserError(f"output {self.path}: not writable ({error.strerror}); set output=FOLDER") from error
-        if not (self.path / "recipe.yaml").exists():
-            self._refuse_others()
-        elif any((self.path / "checkpoints").glob("update_*")):  # until then nothing depends on the recipe
-            self._compare()
+        check(self.path, self.recipe)
         recipes.save(self.recipe, self.path / "recipe.yaml")
         environment(self.path / "environment.json")
 
-    def _refuse_others(self) -> None:
-        others = [p.name for p in self.path.iterdir() if p.name != "lock"]
-        if others:
-            raise UserError(f"{self.path} holds {others[0]!r} but no recipe.yaml: not a run; set output=NEW_FOLDER")
 
-    def _compare(self) -> None:
-        before = recipes.flatten(recipes.load(self.path / "recipe.yaml"))
-        now = recipes.flatten(self.recipe)
-        keys = [k for k in sorted(before | now) if before.get(k) != now.get(k) and not k.startswith(MAY_CHANGE)]
-        if keys:
-            said = "; ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in keys)
-            raise UserError(
-                f"{self.path} was started from another recipe: {said}. "
-                f"Go on with `distill run {self.path}`, or start anew with output=NEW_FOLDER"
-            )
+def check(folder: Path, recipe: Recipe) -> None:
+    """UserError unless a folder that exists is free for a recipe's run, or holds that run."""
+    if not (folder / "recipe.yaml").exists():
+        _refuse_others(folder)
+    elif any((folder / "checkpoints").glob("update_*")):  # until then nothing depends on the recipe
+        _compare(folder, recipe)
+
+
+def _refuse_others(folder: Path) -> None:
+    others = [p.name for p in folder.iterdir() if p.name != "lock"]
+    if others:
+        raise UserError(f"{folder} holds {others[0]!r} but no recipe.yaml: not a run; set output=NEW_FOLDER")
+
+
+def _compare(folder: Path, recipe: Recipe) -> None:
+    before = recipes.flatten(recipes.load(folder / "recipe.yaml"))
+    now = recipes.flatten(recipe)
+    keys = [k for k in sorted(before | now) if before.get(k) != now.get(k) and not k.startswith(MAY_CHANGE)]
+    if keys:
+        said = "; ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in keys)
+        raise UserError(
+            f"{folder} was started from another recipe: {said}. "
+            f"Go on with `distill run {folder}`, or start anew with output=NEW_FOLDER"
+        )

@@ -1,20 +1,23 @@
-"""What a run shows of its student: clips while it trains, the evaluation at its end. Work of the main process."""
+"""What a run shows of its student: clips while it trains, which the main process makes; the evaluation at its end."""
 
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import assemble, half_rate, validation, video
+from . import assemble, sample, validation, video
 from .batch import Batch, Condition
 from .data.prompts import Embeddings
-from .engine import Role
-from .evaluate import fidelity
+from .engine import Engine, Role
+from .evaluate import fidelity, runs
+from .evaluate.asked import of_section
 from .method import Frozen, Method
 from .networks import Net
+from .sample import Source
 from .samplers import Half
 
 HELD_OUT, EXAMPLES = "samples/held_out.png", 4
@@ -37,6 +40,9 @@ class Gallery:
         self.folder, self.recipe, self.teacher, self.method = folder, recipe, teacher, method
         self.roles, self.embeddings, self.device = roles, embeddings, device
         self.half = half
+        self.asked = of_section(recipe.evaluation) if recipe.evaluation else None
+        if self.asked:
+            fidelity.check(self.asked, teacher)  # now, not after the training
 
     def teacher_clips(self) -> None:
         """Written once; the student's are measured against them."""
@@ -46,9 +52,17 @@ class Gallery:
 
     def clips(self, update: int) -> dict:
         """The student's after so many updates; returns a log line."""
-        return validation.clips(
-            self.folder, update, self.teacher, self.sample, self.embeddings, self.recipe, self.device
-        )
+        with self._evaluating():
+            return validation.clips(
+                self.folder,
+                update,
+                self.teacher,
+                self.sample,
+                self.embeddings,
+                self.recipe,
+                self.device,
+                self.method.judge,
+            )
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
@@ -82,23 +96,36 @@ class Gallery:
             for module in training:
                 module.train()
 
-    def evaluate(self, update: int, tell: Callable[[str], None]) -> dict:
-        """The student against its teacher; returns a log line."""
-        net = Net(self._teacher())
-        halved = {"half_rate": self.sample_half_rate, "interpolator": half_rate.key(self.half)} if self.half else {}
-        return fidelity.evaluate(
-            self.folder,
-            self.teacher,
-            net,
-            self.sample,
-            self.embeddings,
+    def evaluate(self, update: int, tell: Callable[[str], None], engine: Engine, look_up: Callable[[], None]) -> dict:
+        """The student against its teacher, every process its share of the clips; returns a log line.
+
+        Args:
+            look_up: raises fidelity.Interrupted where the work is to end early; what is done is kept.
+        """
+        made, facts = runs.setting(
             self.recipe,
-            self.method.teacher_shift(),
+            self.asked,
+            self.teacher,
+            self._teacher(),
+            self.embeddings,
+            self._source(),
+            self.half,
             update=update,
-            roles={id(role): role for role in [*self.roles.values(), net.role]}.values(),
-            tell=tell,
-            **halved,
+            updates=update,
+            roles=list(self.roles.values()),
         )
+        made.look_up = look_up
+        result = fidelity.evaluate(
+            made, engine, show=lambda done: tell(f"{done} of {self.asked.samples} samples"), facts=facts
+        )
+        engine.main_first(lambda: fidelity.write(result, self.folder))
+        return fidelity.headline(result)
+
+    def _source(self) -> Source:
+        """The student as `distill sample` would find it."""
+        found = sample.of_method(self.method, self.teacher, self.recipe)
+        net = Net(self.roles[self._student_name()])
+        return replace(found, net=net, own=self.sample, at_half_rate=self.sample_half_rate)
 
     @torch.no_grad()
     def sample(self, noise: Tensor, cond: Condition) -> Tensor:
@@ -107,21 +134,24 @@ class Gallery:
             return self.method.sample(noise, cond)
 
     @torch.no_grad()
-    def sample_half_rate(self, noise: Tensor, cond: Condition) -> Tensor:
+    def sample_half_rate(self, noise: Tensor, cond: Condition, half: Half) -> Tensor:
         """The same, its first steps at half the frame rate."""
         with self._student():
-            return self.method.sample_half_rate(noise, cond, self.half)
+            return self.method.sample_half_rate(noise, cond, half)
 
     @contextlib.contextmanager
     def _student(self) -> Iterator[None]:
-        student, name = self.method.student, assemble.EMA if assemble.EMA in self.roles else "student"
-        self.method.student = Net(self.roles[name])
+        student = self.method.student
+        self.method.student = Net(self.roles[self._student_name()])
         try:
             yield
         finally:
             self.method.student = student
 
+    def _student_name(self) -> str:
+        return assemble.EMA if assemble.EMA in self.roles else "student"
+
     def _teacher(self) -> Role:
         """The method's own, or one that is loaded for the purpose."""
         found = [name for name, kind in self.method.networks.items() if isinstance(kind, Frozen)]
-        return self.roles[found[0]] if found else Role("teacher", self.teacher.network().eval(), device=self.device)
+        return self.roles[found[0]] if found else runs.teacher_role(self.recipe, self.teacher, self.device)

@@ -4,7 +4,6 @@ An interpolator is a run of a method that trains a network of that name, or a fo
 distill.json that says which latents it was trained on (interpolation.py has the network).
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +43,10 @@ def of_recipe(recipe, method, teacher: Teacher) -> samplers.Half | None:
         method: in the stage whose student is meant.
     """
     asked = recipe.half_rate
+    if asked and method.ends:
+        raise UserError(
+            f"half_rate: a student of {recipe.method.name} knows its own steps alone; leave the section out"
+        )
     return None if asked is None else half(asked.interpolator, asked.steps, method.grid(), teacher, "half_rate")
 
 
@@ -65,14 +68,6 @@ def half(path: Path, steps: int, sigmas: torch.Tensor, teacher: Teacher, where: 
     found = load(path)
     _check(found, teacher, channels, where)
     return samplers.Half(steps, found.network.to(teacher.device))
-
-
-def key(half: samplers.Half) -> str:
-    """8 hex digits that change with the interpolator and the number of steps."""
-    digest = hashlib.blake2b(str(half.steps).encode(), digest_size=4)
-    for weight in half.interpolate.state_dict().values():
-        digest.update(weight.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def load(path: Path) -> Found:

@@ -14,9 +14,9 @@ LOOK_EVERY = 0.1  # seconds
 
 def launch(processes: int, arguments: Sequence[str]) -> int:
     """Run `distill ARGUMENTS` in so many processes that know each other; the exit code of the first that failed."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "distill", *arguments]
-    children = [subprocess.Popen(command, env=_environment(rank, processes, port)) for rank in range(processes)]
+    children = [subprocess.Popen(command, env=environment(rank, processes, port)) for rank in range(processes)]
 
     def forward(*_) -> None:
         for child in children:
@@ -28,6 +28,16 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def is_launched() -> bool:
+    """Whether this process is one of several already."""
+    return "RANK" in os.environ
+
+
+def is_main() -> bool:
+    """Whether this process is the one that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _wait(children: list[subprocess.Popen]) -> int:
@@ -43,7 +53,7 @@ def _wait(children: list[subprocess.Popen]) -> int:
     return failed if failed >= 0 else 128 - failed  # killed by a signal: as shells say it
 
 
-def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
+def environment(rank: int, processes: int, port: int) -> dict[str, str]:
     """What torchrun would set."""
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -51,7 +61,7 @@ def _environment(rank: int, processes: int, port: int) -> dict[str, str]:
     return {k: str(v) for k, v in threads.items()} | os.environ | {k: str(v) for k, v in (ranks | where).items()}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

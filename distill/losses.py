@@ -28,6 +28,11 @@ def discriminator(real: Tensor, fake: Tensor, form: Adversarial) -> tuple[Tensor
     return softplus(-real).mean(), softplus(fake).mean()
 
 
+def suspicion(logits: Tensor) -> Tensor:
+    """1 - D, the mean over each sample's logits: (B, ...) -> (B,); how sure a discriminator is that it is not real."""
+    return torch.sigmoid(-logits).flatten(1).mean(1)
+
+
 def matching(x: Tensor, real: Tensor, fake: Tensor) -> Tensor:
     """A loss whose gradient in x is g / numel, with g = (fake - real) / mean |x - real| for each sample; float64.
 

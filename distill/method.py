@@ -24,6 +24,9 @@ never knows a method's name. Methods see noise levels sigma (distill/flow.py), n
 
         def sample(self, noise, cond):
             return samplers.euler(self.student, noise, self.sigmas, cond)
+
+        def grid(self):
+            return self.sigmas
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -32,7 +35,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from . import flow, samplers
+from . import INTERFACE, flow, samplers
 from .batch import Batch, Condition
 
 Terms = Tensor | dict[str, Tensor]
@@ -46,9 +49,14 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Trained:
-    """A copy of the teacher that the optimizer of the same name moves; saved."""
+    """A copy of the teacher that the optimizer of the same name moves; saved.
+
+    Args:
+        ends: it is told where a step ends, too: `net(x, sigma, cond, end=...)`; at first that makes no difference.
+    """
 
     init: str = "teacher"
+    ends: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,12 +114,21 @@ class Method(nn.Module):
 
     `data` names what batches hold: "prompts", or "trajectories" of the teacher, recorded once (`batch.trajectory`);
     "videos" are real ones (`batch.video`). `renoises` says that `sample` is not Euler steps on `grid` but adds noise
-    anew between its steps (samplers.renoise). A method without a network named `student` has nothing to sample.
+    anew between its steps (samplers.renoise); `ends`, that the student is told where each step ends. A method without
+    a network named `student` has nothing to sample. `whole_micro_batches` says that a loss looks at a micro-batch as a
+    whole (a variance, a contrast), so that its size makes a difference; any other loss is a mean over samples.
+
+    A plugin says `interface = 1`, the version of this file's interface that it was written for, and is refused in one
+    line where distill has another.
     """
+
+    interface: ClassVar[int] = INTERFACE
 
     networks: ClassVar[dict[str, Network]]
     data: ClassVar[tuple[str, ...]] = ("prompts",)
     renoises: ClassVar[bool] = False
+    ends: ClassVar[bool] = False
+    whole_micro_batches: ClassVar[bool] = False
     stage: Stage
 
     def stages(self) -> list[Stage] | None:
@@ -139,6 +156,8 @@ class Method(nn.Module):
 
     def sample_half_rate(self, noise: Tensor, cond: Condition, half: samplers.Half) -> Tensor:
         """`sample` with its first steps at half the frame rate (distill/interpolation.py)."""
+        if self.ends:
+            raise ValueError("this student is told where its steps end; half rate is not made for it")
         levels = {"renoises": self.renoises, "told": self.told_grid()}
         return samplers.half_rate(self.student, noise, self.grid(), cond, half, **levels)
 
@@ -148,6 +167,11 @@ class Method(nn.Module):
 
     def examples(self, batch: Batch) -> dict[str, Tensor]:
         """Named latents, (B, C, F, H, W) each, of such videos, for people to look at."""
+        return {}
+
+    def judge(self, x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """What each critic (a discriminator, a fake score) thinks of latents x of the batch's prompts: how sure it is
+        that the student made them, (B,), from 0 to 1, undecided at 1/2. For the guards of distill/health.py."""
         return {}
 
     def teacher_shift(self) -> float:

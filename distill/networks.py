@@ -5,6 +5,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import flow
 from .batch import Condition
@@ -37,6 +38,36 @@ class Net:
     def x0(self, x: Tensor, sigma: Tensor, cond: Condition, **extra) -> Tensor:
         """The prediction of the data."""
         return flow.x0(x, self(x, sigma, cond, **extra), sigma.to(x.device, torch.float32))
+
+    @torch.no_grad()
+    def jvp(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Condition,
+        dx: Tensor,
+        dsigma: Tensor,
+        *,
+        difference: float | None = None,
+        **extra,
+    ) -> tuple[Tensor, Tensor]:
+        """The velocity, and its derivative along (dx, dsigma), shaped like x and sigma; no gradients.
+
+        Args:
+            difference: the derivative is that of the chord over this distance to both sides, as far as sigma stays
+                within 0 and 1: two more evaluations, and any kernel of attention; None is exact, by forward mode.
+        """
+
+        def net(x: Tensor, sigma: Tensor) -> Tensor:
+            return self(x, sigma, cond, **extra)
+
+        if difference is None:
+            with sdpa_kernel(SDPBackend.MATH):  # the only one with forward mode
+                return torch.func.jvp(net, (x, sigma), (dx, dsigma))
+        ahead = ((sigma + difference * dsigma).clamp(0, 1) - sigma) / dsigma
+        behind = ((sigma - difference * dsigma).clamp(0, 1) - sigma) / dsigma
+        ends = [net(x + flow.like(h, x) * dx, sigma + h * dsigma) for h in (ahead, behind)]
+        return net(x, sigma), (ends[0] - ends[1]) / flow.like(ahead - behind, x)
 
     def guided(self, x: Tensor, sigma: Tensor, cond: Condition, negative: Condition, scale: float) -> Tensor:
         """The velocity under guidance, in one batched call; scale 1 evaluates the condition alone.

@@ -24,12 +24,16 @@ class Chart:
         series: name -> (update, value); values that are not finite leave a hole.
         levels: name -> value of a horizontal line.
         marks: update -> label of a vertical line.
+        flags: name -> updates at which something is wrong with that curve.
+        colours: name -> index of its colour, where that is not its place.
     """
 
     title: str
     series: dict[str, Points]
     levels: dict[str, float] = field(default_factory=dict)
     marks: dict[float, str] = field(default_factory=dict)
+    flags: dict[str, list[float]] = field(default_factory=dict)
+    colours: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,10 @@ class Axes:
 def svg(chart: Chart) -> Markup:
     axes = fit(chart)
     names = list(chart.series)
-    curves = [curve(axes, binned(chart.series[name]), i) for i, name in enumerate(names)]
+    curves = [curve(axes, binned(chart.series[name]), chart.colours.get(name, i)) for i, name in enumerate(names)]
     parts = [grid(axes), *(mark(axes, *each) for each in chart.marks.items())]
     parts += [level(axes, *each) for each in chart.levels.items()] + curves
+    parts += [flag(axes, chart.series[name], u) for name, updates in chart.flags.items() for u in updates]
     data = json.dumps({name: [[x, y] for x, y, *_ in binned(chart.series[name])] for name in names})
     frame = [axes.first, axes.last, LEFT, WIDTH - RIGHT]
     return Markup(
@@ -143,6 +148,13 @@ def level(axes: Axes, name: str, value: float) -> str:
     )
 
 
+def flag(axes: Axes, points: Points, update: float) -> str:
+    """A ring around the point of a curve that is nearest to an update."""
+    x, y, *_ = min(binned(points), key=lambda point: abs(point[0] - update))
+    at = f'cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}"'
+    return f'<circle {at} r="6" class="flag"><title>update {update}</title></circle>'
+
+
 def ticks(low: float, high: float, log: bool) -> list[float]:
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -167,4 +179,6 @@ def spoken(chart: Chart) -> str:
         if points:
             (x0, y0), (x1, y1) = points[0], points[-1]
             told.append(f"{name} from {number(y0)} at update {x0} to {number(y1)} at update {x1}")
+        if name in chart.flags:
+            told.append(f"{name} out of its limits at updates {', '.join(map(str, chart.flags[name]))}")
     return f"{chart.title}: " + ("; ".join(told) or "nothing yet")

@@ -5,6 +5,7 @@ Relative paths start from the file that wrote them, `output` from the working di
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -133,6 +134,8 @@ class Evaluation(Clips):
     batch_size: PositiveInt = 16
     world: bool = False
     """Measure the attributes that captions of the embedded teacher's world name."""
+    metrics: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Names that `distill metrics` lists, or package.module:function; null: all that need no weights."""
 
 
 class HalfRate(Section):
@@ -154,17 +157,28 @@ class HeldOut(Section):
     """Updates."""
 
 
+Guard = Literal["motion", "saturation", "variety", "critic", "gradients"]
 Limits = Annotated[tuple[NonNegativeFloat, PositiveFloat], pydantic.AfterValidator(lambda limits: _ascending(limits))]
 
 
 class Health(Section):
-    """How far the validation clips may go from the teacher's, as ratios; beyond, the log says so (health.py)."""
+    """Guards of a run (docs/health.md): beyond these limits the log says so. Clips are the validation's, and their
+    limits are ratios to the teacher's."""
 
     motion: Limits = (0.5, 2.0)
     """Change from frame to frame: below, the clips stand still."""
     saturation: Limits = (0.67, 1.5)
     variety: Limits = (0.5, 1.5)
     """Difference between clips of different prompts: below, they are all alike."""
+    critic: Limits = (0.02, 0.9)
+    """How much surer a critic (a discriminator, a fake score) is that the student made the student's clips than that it
+    made the teacher's. Below, it cannot tell, which counts where clips are out of their limits; above, it has won."""
+    gradients: Limits = (0.05, 10.0)
+    """A network's gradient norm over what was usual for it in the stage, medians of `window` updates."""
+    window: Annotated[int, Field(ge=2)] = 20
+    """Updates of a network."""
+    stop: list[Guard] = []
+    """Guards that stop the run, at a saved state; the others only say so."""
 
 
 class Log(Section):
@@ -231,8 +245,17 @@ def schema() -> dict[str, Any]:
     made = Recipe.model_json_schema()
     made["required"] = []  # a recipe that extends another need not repeat its sections
     made["properties"]["extends"] = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-    made["$defs"]["MethodSpec"] = {"anyOf": [_method_schema(name) for name in registry.methods()]}
+    made["$defs"]["MethodSpec"] = {"anyOf": list(_method_schemas())}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+
+
+def _method_schemas() -> Iterator[dict[str, Any]]:
+    """Of every installed method; a broken one is left out, with a warning."""
+    for name in registry.methods():
+        try:
+            yield _method_schema(name)
+        except UserError as error:
+            warnings.warn(str(error), stacklevel=2)
 
 
 def _method_schema(name: str) -> dict[str, Any]:

@@ -33,6 +33,8 @@ class Entry:
         return module, cls
 
     def __str__(self) -> str:
+        if not self.version:  # not installed, only importable
+            return f"{self.kind} {self.name!r}"
         return f"{self.kind} {self.name!r} from {self.package} {self.version} ({self.value})"
 
 
@@ -108,8 +110,12 @@ def _named(kind: str, name: str) -> Entry:
 def _load(entry: Entry, base: type) -> type:
     module, name = entry.target
     try:
+        if entry.kind == "method":
+            signature.check_interface(module, name)  # before anything of it runs
         found = getattr(importlib.import_module(module), name, None)
-    except (ImportError, SyntaxError) as error:
+    except UserError as error:
+        raise UserError(f"{entry}: {error}") from error
+    except Exception as error:  # whatever a plugin does when it is imported
         raise UserError(f"{entry} failed to import: {type(error).__name__}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise UserError(f"{entry} is not a {base.__module__}.{base.__qualname__}")

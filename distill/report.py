@@ -5,6 +5,7 @@ import json
 import os
 import statistics
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import jinja2
 
 from . import image_prompt, plot, track, validation, yaml_source
 from .evaluate import fidelity
+from .evaluate.metrics import METRICS
 
 PAGE = "index.html"
 STATES = {"done": "finished", "stop": "stopped", "start": "in progress", "resume": "in progress"}
@@ -44,13 +46,23 @@ def content(folder: Path) -> dict:
         "state": state(log),
         "events": [line for line in log if line["kind"] in ("warning", "stop")] + unhealthy(log),
         "clips": shown,
-        "charts": [*charts(shown, updates), *vitals(log), *measures(log)],
+        "charts": [*charts(shown, updates, alarms(log, "gradients")), *vitals(log), *critics(log), *measures(log)],
         "cost": cost(log, updates),
         "held_out": loaded(folder / "samples" / "held_out.json"),
-        "evaluation": loaded(folder / fidelity.RESULT),
+        "evaluation": evaluation(folder),
         "environment": loaded(folder / "environment.json"),
         "written": datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
+
+
+def evaluation(folder: Path) -> dict | None:
+    """The student beside its teacher; files from before they named their metrics are given the names."""
+    found = loaded(folder / fidelity.RESULT)
+    if found and "metrics" not in found:
+        measured = found["samplers"]["student"]
+        names = measured.keys() | measured.get("world", {}).keys()
+        found |= {"metrics": [asdict(m) for m in METRICS.values() if m.name in names], "failures": []}
+    return found
 
 
 def loaded(path: Path) -> dict | None:
@@ -84,7 +96,7 @@ def clips(folder: Path) -> dict | None:
     }
 
 
-def charts(shown: dict | None, updates: list[dict]) -> Iterator[plot.Chart]:
+def charts(shown: dict | None, updates: list[dict], exploded: dict[str, list[int]]) -> Iterator[plot.Chart]:
     if shown and shown["students"]:
         yield distance(shown)
     if not updates:
@@ -98,8 +110,9 @@ def charts(shown: dict | None, updates: list[dict]) -> Iterator[plot.Chart]:
             for name in terms
         }
         yield plot.Chart(f"Loss of {network}", series, marks=marks)
-    for key, title in (("grad_norm", "Gradient norm before clipping"), ("lr", "Learning rate")):
-        yield plot.Chart(title, {name: values(updates, name, key) for name in networks(updates)}, marks=marks)
+    for key, title, flags in (("grad_norm", "Gradient norm before clipping", exploded), ("lr", "Learning rate", {})):
+        series = {name: values(updates, name, key) for name in networks(updates)}
+        yield plot.Chart(title, series, marks=marks, flags=flags)
 
 
 def distance(shown: dict) -> plot.Chart:
@@ -111,9 +124,19 @@ def distance(shown: dict) -> plot.Chart:
 
 
 def unhealthy(log: list[dict]) -> list[dict]:
-    """What is wrong with the newest clips."""
-    newest = max((line["update"] for line in log if line["kind"] == "validation"), default=None)
-    return [line for line in log if line["kind"] == "health" and line["update"] == newest]
+    """What is wrong with the newest clips, and since: each guard's last word on each curve."""
+    newest = max((line["update"] for line in log if line["kind"] == "validation"), default=0)
+    said = [line for line in log if line["kind"] == "health" and line["update"] >= newest]
+    return list({(line["guard"], line["curve"]): line for line in said if "guard" in line}.values())
+
+
+def alarms(log: list[dict], *guards: str) -> dict[str, list[int]]:
+    """Curve -> updates at which one of these guards fired."""
+    found: dict[str, list[int]] = {}
+    for line in log:
+        if line["kind"] == "health" and line.get("guard") in guards:
+            found.setdefault(line["curve"], []).append(line["update"])
+    return found
 
 
 def vitals(log: list[dict]) -> Iterator[plot.Chart]:
@@ -121,9 +144,19 @@ def vitals(log: list[dict]) -> Iterator[plot.Chart]:
     measured = [(line["update"], line["health"]) for line in log if line["kind"] == "validation" and "health" in line]
     names = {name: None for _, ratios in measured for name in ratios}
     series = {name: [(update, ratios[name]) for update, ratios in measured if name in ratios] for name in names}
-    marks = {line["update"]: "!" for line in log if line["kind"] == "health"}
     if series:
-        yield plot.Chart("The student's clips over the teacher's (1 is alike)", series, {"teacher": 1.0}, marks)
+        flags = alarms(log, *series)
+        yield plot.Chart("The student's clips over the teacher's (1 is alike)", series, {"teacher": 1.0}, flags=flags)
+
+
+def critics(log: list[dict]) -> Iterator[plot.Chart]:
+    """What they make of the student's clips and of the teacher's."""
+    found = [(line["update"], line["critics"]) for line in log if line["kind"] == "validation" and line.get("critics")]
+    names = {(critic, whose): None for _, verdicts in found for critic in verdicts for whose in verdicts[critic]}
+    series = {f"{critic}, {whose}'s clips": [(u, v[critic][whose]) for u, v in found] for critic, whose in names}
+    flags = {f"{critic}, student's clips": updates for critic, updates in alarms(log, "critic").items()}
+    if series:
+        yield plot.Chart("How sure critics are that clips are the student's", series, {"undecided": 0.5}, flags=flags)
 
 
 def measures(log: list[dict]) -> Iterator[plot.Chart]:

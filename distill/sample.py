@@ -19,8 +19,10 @@ from torch import Tensor
 from . import flow, image_prompt, samplers, student, teachers, video
 from . import half_rate as interpolators
 from .batch import Condition
+from .data import agreement
 from .engine import Role
 from .errors import UserError
+from .method import Method
 from .networks import Net
 from .recipe import TeacherSpec, Video
 from .samplers import Half
@@ -44,6 +46,9 @@ class Source:
     Attributes:
         own: the sampler of a distilled student, which takes `steps` steps without guidance; None is Euler.
         levels: the noise levels of those steps; None is the grid of `shift`.
+        alone: why it can take no other number of steps, if it cannot.
+        renoises: its steps add noise anew (samplers.renoise).
+        ends: it is told where each step ends (teachers/ends.py).
         at_half_rate: `own` with its first steps at half the frame rate.
         interpolator: where the one is that it needs, unless told otherwise.
     """
@@ -57,6 +62,9 @@ class Source:
     negative_prompt: str
     own: Sampler | None = None
     levels: Tensor | None = None
+    alone: str | None = None
+    renoises: bool = False
+    ends: bool = False
     at_half_rate: Callable[[Tensor, Condition, Half], Tensor] | None = None
     interpolator: Path | None = None
 
@@ -67,10 +75,16 @@ class Source:
         if self.own is not None and unguided and steps == self.steps:
             return self.own
         sigmas = self.sigmas(steps)
+        if unguided and self.renoises:
+            return lambda noise, cond: samplers.renoise(self.net, noise, sigmas, cond)
         if unguided:
-            return lambda noise, cond: samplers.euler(self.net, noise, sigmas, cond)
+            return lambda noise, cond: samplers.euler(self.net, noise, sigmas, cond, ends=self.ends)
+        if self.renoises or self.ends:
+            raise UserError(
+                f"--guidance {guidance:g}: the steps of this student are made without guidance; leave it out"
+            )
         negative = self.teacher.encode([self.negative_prompt]).to(self.teacher.device)
-        return lambda noise, cond: samplers.euler(self.net, noise, sigmas, cond, negative, guidance)
+        return lambda noise, cond: samplers.euler(self.net, noise, sigmas, cond, negative.expand(len(noise)), guidance)
 
     def half_sampler(
         self, half_steps: int, interpolator: Path | None, steps: int | None, guidance: float | None
@@ -93,6 +107,8 @@ class Source:
         if steps == self.steps:
             return self.levels
         try:
+            if self.alone:
+                raise ValueError(self.alone)
             return flow.grid(steps, flow.grid_shift(self.levels))
         except ValueError as error:
             raise UserError(f"--steps {steps}: this student knows {self.steps} alone; {error}") from error
@@ -150,21 +166,34 @@ def open_source(source: str) -> Source:
 
 def _of_run(run: Path) -> Source:
     found = student.load(run)
-    method, recipe = found.method, found.recipe
-    own = recipe.data.negative_prompt
+    return of_method(found.method, found.teacher, found.recipe)
+
+
+def of_method(method: Method, teacher: Teacher, recipe) -> Source:
+    """The student of a method, in the stage that it is in."""
+    levels = method.grid()
     return Source(
-        teacher=found.teacher,
+        teacher=teacher,
         net=method.student,
         shift=method.teacher_shift(),
-        steps=len(method.grid()) - 1,
-        guidance=found.teacher.own_guidance,
+        steps=len(levels) - 1,
+        guidance=teacher.own_guidance,
         video=recipe.video,
-        negative_prompt=found.teacher.negative_prompt if own is None else own,
+        negative_prompt=agreement.negative_prompt(recipe, teacher),
         own=method.sample,
-        levels=method.grid(),
+        levels=levels,
+        alone=_told_others(method.told_grid(), levels),
+        renoises=method.renoises,
+        ends=method.ends,
         at_half_rate=method.sample_half_rate,
         interpolator=recipe.half_rate.interpolator if recipe.half_rate else None,
     )
+
+
+def _told_others(told: Tensor, levels: Tensor) -> str | None:
+    """None where a network is told the levels as they are, but for rounding."""
+    same = torch.allclose(told.double(), levels.double(), rtol=0, atol=1e-6)
+    return None if same else f"it is told other noise levels, {[round(x, 4) for x in told.tolist()]}"
 
 
 def _of_pipeline(path: str) -> Source:
@@ -203,7 +232,14 @@ def _exported(net: Net, said: dict, files: PipelineFiles) -> dict:
 
     carried = interpolators.FOLDER in files.json("model_index.json")
     interpolator = files.folder(interpolators.FOLDER) / interpolators.FOLDER if carried else None
-    return {"own": own, "levels": levels, "at_half_rate": at_half_rate, "interpolator": interpolator}
+    return {
+        "own": own,
+        "levels": levels,
+        "alone": "its export has their ends built in" if said.get("ends") else _told_others(told, levels),
+        "renoises": renoises,
+        "at_half_rate": at_half_rate,
+        "interpolator": interpolator,
+    }
 
 
 @torch.no_grad()

@@ -14,30 +14,46 @@ from .networks import Net
 
 
 def euler(
-    net: Net, noise: Tensor, sigmas: Tensor, cond: Condition, negative: Condition | None = None, scale: float = 1.0
+    net: Net,
+    noise: Tensor,
+    sigmas: Tensor,
+    cond: Condition,
+    negative: Condition | None = None,
+    scale: float = 1.0,
+    ends: bool = False,
 ) -> Tensor:
     """Integrate the flow from noise to data with one evaluation per step, two (in one call) under guidance.
 
     Args:
         sigmas: (n + 1,), from 1 down to 0; differences are taken in its own precision.
         negative: what guidance leads away from; needed where scale is not 1.
+        ends: the network, which is not guided, is told where each step ends.
     """
-    for x in walk(net, noise, sigmas, cond, negative, scale):
+    for x in walk(net, noise, sigmas, cond, negative, scale, ends):
         end = x
     return end
 
 
 def walk(
-    net: Net, noise: Tensor, sigmas: Tensor, cond: Condition, negative: Condition | None = None, scale: float = 1.0
+    net: Net,
+    noise: Tensor,
+    sigmas: Tensor,
+    cond: Condition,
+    negative: Condition | None = None,
+    scale: float = 1.0,
+    ends: bool = False,
 ) -> Iterator[Tensor]:
     """The latents at every level of `euler`, the noise itself first."""
     if negative is None and scale != 1:
         raise ValueError(f"guidance scale is {scale}; a scale other than 1 needs the negative condition")
+    if negative is not None and ends:
+        raise ValueError("a network that is told where steps end has absorbed its guidance; leave out the negative")
     x = noise.float()
     yield x
     for sigma, sigma_next in pairwise(sigmas.tolist()):
         levels = torch.full(x.shape[:1], sigma)
-        v = net(x, levels, cond) if negative is None else net.guided(x, levels, cond, negative, scale)
+        told = {"end": torch.full(x.shape[:1], sigma_next)} if ends else {}
+        v = net(x, levels, cond, **told) if negative is None else net.guided(x, levels, cond, negative, scale)
         x = x + (sigma_next - sigma) * v
         yield x
 

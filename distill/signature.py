@@ -12,7 +12,7 @@ from typing import Any
 
 import pydantic
 
-from . import options
+from . import INTERFACE, options
 from .errors import UserError
 
 _NAMES = {name: getattr(typing, name) for name in ("Annotated", "Any", "Literal", "Optional", "Union")}
@@ -32,6 +32,7 @@ class Signature:
         has_stages: whether the class or a base defines `stages`.
         data: the streams that it reads.
         measures: whether the class or a base defines `measure`.
+        interface: the version that the class or a base declares, or ours.
     """
 
     description: str
@@ -41,13 +42,15 @@ class Signature:
     has_stages: bool
     data: tuple[str, ...]
     measures: bool
+    interface: int
 
 
 def read(module: str, name: str) -> Signature:
     """UserError if the class, an annotation, a default or `networks` cannot be read without running the module."""
+    interface = check_interface(module, name)  # first: of another one, nothing else can be relied on
     classes = list(_lineage(_Source.of(module), name))
     if not classes:
-        raise UserError(f"module {module} defines no class {name}")
+        raise UserError(f"module {module} defines no class {name}" if name else f"{module}: expected module:Class")
     source, node = classes[0]
     description = ast.get_docstring(node) or ast.get_docstring(source.tree) or ""
     documented = [each for _, n in reversed(classes) for each in (n, _member(n, "__init__")) if each]  # nearest last
@@ -60,7 +63,28 @@ def read(module: str, name: str) -> Signature:
         has_stages=any(_member(node, "stages") for _, node in classes),
         data=_data(name, classes),
         measures=any(_member(node, "measure") for _, node in classes),
+        interface=interface,
     )
+
+
+def check_interface(module: str, name: str) -> int:
+    """The version of the interface that a class or a base declares, or ours; UserError if it is not ours."""
+    for source, node in _lineage(_Source.of(module), name):
+        if item := _member(node, "interface"):
+            return _ours(source, item, name)
+    return INTERFACE
+
+
+def _ours(source: "_Source", item: ast.Assign, name: str) -> int:
+    said = getattr(item.value, "value", None)
+    if said != INTERFACE:
+        newer = isinstance(said, int) and said > INTERFACE
+        remedy = "install a newer distill" if newer else "port it (docs/plugins.md)"
+        raise UserError(
+            f"{source.at(item)}: {name} was written for interface {ast.unparse(item.value)} of distill, and this "
+            f"distill has {INTERFACE}: {remedy}, or install a version of its package for interface {INTERFACE}"
+        )
+    return INTERFACE
 
 
 class _Source:
@@ -80,7 +104,12 @@ class _Source:
     @staticmethod
     @functools.cache
     def of(module: str) -> "_Source":
-        return _Source(module, _file(module))
+        path = file_of(module)
+        try:
+            return _Source(module, path)
+        except (SyntaxError, UnicodeDecodeError) as error:
+            line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+            raise UserError(f"{path}{line}: not Python: {getattr(error, 'msg', error)}") from error
 
     def _origin(self, node: ast.ImportFrom) -> str:
         if not node.level:
@@ -93,7 +122,7 @@ class _Source:
         return f"{self.path}:{node.lineno}"
 
 
-def _file(module: str) -> Path:
+def file_of(module: str) -> Path:
     """The file of a module. Only its top-level package is looked up, so that no package's own code runs."""
     top, *rest = module.split(".")
     spec = importlib.util.find_spec(top)

@@ -4,23 +4,27 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import assemble, checkpoint, half_rate, health, memory, report, supply, teachers
+from . import assemble, checkpoint, half_rate, health, memory, report, resume, supply, teachers
 from .batch import Batch
 from .checkpoint import Position
 from .data.stream import check_share
 from .descent import Before, NonFinite, descend
 from .engine import Engine
 from .errors import Stopped, UserError
+from .evaluate import fidelity
 from .folder import RunFolder
 from .gallery import Gallery
 from .method import Stage
 from .signals import StopRequest
 from .track import Tracker
+
+Result = TypeVar("Result")
 
 
 def run(recipe) -> Path:
@@ -56,6 +60,8 @@ class Trainer:
             folder, recipe, self.teacher, self.method, self.roles, self.embeddings, engine.device, half
         )
         self.total = sum(sum(stage.values()) for stage in self.plan)
+        self.gradients = health.Gradients(recipe.health)
+        self.alarms: list[health.Alarm] = []  # of the update that was just done
         self.position = Position()
         self.states: list[dict[str, Tensor]] = []  # of this process's micro-batches, when resumed within a step
 
@@ -82,6 +88,7 @@ class Trainer:
         for name in assemble.trained(self.method):
             updates = self.plan[self.position.stage][name]
             self.roles[name].prepare(self.recipe.optim[name], updates, keep_moments=stage.carry_optimizers)
+        self.gradients.begin()
         self.method.begin(stage)
 
     def _step(self) -> None:
@@ -96,6 +103,8 @@ class Trainer:
             self._average(update.network)
             self._advance(last=self.position.update + 1 == len(updates))
             self.tracker.update(line | {"update": self.position.done, "seconds": time.perf_counter() - started})
+            self.alarms = self.gradients.take(line["network"], line["grad_norm"])
+            self._tell(self.alarms)
             self._pause(batches)
 
     def _batches(self) -> list[Batch]:
@@ -128,7 +137,8 @@ class Trainer:
             saved = self._save(batches) if self.position.done else "nothing was trained yet"
             stage = f"stage {at['stage'] + 1} of {at['stages']}"
             where = f"update {self.position.done + 1} ({stage}, step {at['step'] + 1})"
-            raise self._stopped(f"{where}: {fault}; state before it: {saved}. Lower the learning rate", 1) from fault
+            told = self.gradients.told(update.network)
+            raise self._stopped(f"{where}: {fault}; {told}; state before it: {saved}", 1) from fault
         memory.settle(self.method, self.engine.average)
         return at | line
 
@@ -156,9 +166,22 @@ class Trainer:
         if done % self.recipe.checkpoint.every == 0 and done < self.total:
             self._save(batches)
         if self.recipe.validation and done % self.recipe.validation.every == 0:
-            self._on_main(self._clips)
+            self.alarms = self.alarms + self._on_main(self._clips)
         if self.recipe.held_out and done % self.recipe.held_out.every == 0:
             self._on_main(self._measure)
+        self._heed(batches)
+
+    def _tell(self, alarms: list[health.Alarm]) -> None:
+        for alarm in alarms:
+            self.tracker.event("health", update=self.position.done, **vars(alarm))
+
+    def _heed(self, batches: list[Batch]) -> None:
+        """Stop for guards that the recipe names."""
+        grave = [alarm for alarm in self.alarms if alarm.guard in self.recipe.health.stop]
+        if grave:
+            saved = self._save(batches)
+            said = f"health.stop names {grave[0].guard}, and {grave[0].message}"
+            raise self._stopped(f"update {self.position.done}: {said}; saved in {saved}", 1)
 
     def _stop_asked(self) -> bool:
         asked = torch.tensor([float(self.stop.signal > 0)], device=self.engine.device)
@@ -172,29 +195,45 @@ class Trainer:
 
     # On the main process, the others waiting
 
-    def _on_main(self, work: Callable[[], None]) -> None:
+    def _on_main(self, work: Callable[[], Result]) -> Result:
         with torch.no_grad():
-            self.engine.main_first(work)
+            result = self.engine.main_first(work)
             self.teacher.unload()
+        return result
 
     def _teacher_clips(self) -> None:
         self.gallery.teacher_clips()
         report.write(self.folder)
 
-    def _clips(self) -> None:
+    def _clips(self) -> list[health.Alarm]:
         line = self.gallery.clips(self.position.done)
         self.tracker.event("validation", **line)
-        for message in health.faults(line["health"], self.recipe.health.model_dump()):
-            self.tracker.event("health", update=self.position.done, message=message)
+        limits = self.recipe.health
+        alarms = health.of_clips(line["health"], limits)
+        alarms += health.of_critics(line["critics"], bool(alarms), limits)
+        self._tell(alarms)
         report.write(self.folder)
+        return alarms
 
     def _measure(self) -> None:
         self.tracker.event("measures", update=self.position.done, **self.gallery.measure(self.stream.held_out()))
         report.write(self.folder)
 
     def _evaluate(self) -> None:
+        """Work of all processes."""
         if self.recipe.evaluation:
-            self.tracker.event("evaluation", **self.gallery.evaluate(self.position.done, self.tracker.say))
+            try:
+                line = self.gallery.evaluate(self.position.done, self.tracker.say, self.engine, self._leave)
+            except fidelity.Interrupted:
+                name = signal.Signals(self.stop.signal or signal.SIGTERM).name
+                kept = "the student is trained, and what was evaluated is kept"
+                raise self._stopped(f"{name}: {kept}; go on with `distill run {self.folder}`", 130) from None
+            self.tracker.event("evaluation", **line)
+            self.teacher.unload()
+
+    def _leave(self) -> None:
+        if self.stop.signal:
+            raise fidelity.Interrupted
 
     # Beginning and end
 
@@ -210,7 +249,8 @@ class Trainer:
 
     def _load(self, path: Path) -> None:
         manifest = checkpoint.manifest(path)
-        self._fits(path, manifest)
+        stateless = not self.method.state_dict()
+        resume.check(path, manifest, self.recipe, self.stream.digests, self.engine.world, stateless)
         self.position = Position(**manifest["position"])
         for name in assemble.saved(self.method, self.roles):
             self.roles[name].module.load_state_dict(load_file(path / "networks" / f"{name}.safetensors"))
@@ -221,35 +261,11 @@ class Trainer:
         rank = self.engine.rank if manifest["world_size"] == self.engine.world else 0
         mine = checkpoint.load_state(path / f"rank_{rank:05d}.pt")
         self.method.load_state_dict(mine["method"])
+        self.gradients.load_state(manifest.get("gradients", {}))
         self.states = [{k: v.to(self.engine.device) for k, v in state.items()} for state in mine["states"]]
 
-    def _fits(self, path: Path, manifest: dict) -> None:
-        name, world = self.recipe.method.name, self.engine.world
-        if manifest["method"] != name:
-            raise UserError(
-                f"{path} is of method {manifest['method']!r}, the recipe's is {name!r}; set output=NEW_FOLDER"
-            )
-        self._check_data(path, manifest)
-        free = manifest["position"]["update"] == 0 and not self.method.state_dict()
-        if manifest["world_size"] != world and not free:
-            raise UserError(
-                f"{path} holds what each of {manifest['world_size']} processes was doing; "
-                f"go on with as many, not {world}"
-            )
-
-    def _check_data(self, path: Path, manifest: dict) -> None:
-        """UserError if a kind of data is not what the checkpoint was trained on."""
-        data = self.recipe.data
-        old = dict.fromkeys(("prompts", "trajectories"), manifest.get("prompts"))  # of checkpoints before videos
-        before = manifest.get("data", old)
-        for what, digest in self.stream.digests.items():
-            if before.get(what) != digest:
-                where = data.prompts if what == "prompts" else getattr(data, what).path
-                raise UserError(
-                    f"{where}: not the {what} that {path} was trained on; restore them, or set output=NEW_FOLDER"
-                )
-
     def _save(self, batches: list[Batch]) -> Path:
+        self._check_weights()
         within = self.position.update > 0
         state = {"method": self.method.state_dict(), "states": [b.state for b in batches] if within else []}
 
@@ -262,12 +278,23 @@ class Trainer:
             "method": self.recipe.method.name,
             "world_size": self.engine.world,
             "data": self.stream.digests,
+            "gradients": self.gradients.state(),
         }
         path = checkpoint.save(self.folder, self.position, info, write, self.engine.wait, self.engine.main)
         if self.engine.main:
             checkpoint.prune(self.folder, self.recipe.checkpoint.keep)
         self.tracker.event("checkpoint", update=self.position.done, path=path.relative_to(self.folder).as_posix())
         return path
+
+    def _check_weights(self) -> None:
+        """Weights that are not finite are never saved: the checkpoint before them stays the newest."""
+        if fault := assemble.not_finite(self.method, self.roles):
+            name, said = fault
+            raise self._stopped(
+                f"update {self.position.done}: {said} and was not saved; {self.gradients.told(name)}; "
+                f"`distill run {self.folder}` goes on from the checkpoint before",
+                1,
+            )
 
     def _write_networks(self, tmp: Path) -> None:
         for name in assemble.saved(self.method, self.roles):
@@ -283,6 +310,6 @@ class Trainer:
             self._on_main(self._clips)
         if self.recipe.held_out and self.position.done % self.recipe.held_out.every:
             self._on_main(self._measure)
-        self._on_main(self._evaluate)
+        self._evaluate()
         self.tracker.event("done", update=self.position.done)
         self._on_main(lambda: report.write(self.folder))

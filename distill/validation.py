@@ -12,24 +12,40 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from . import flow, health, image_prompt, samplers, video
-from .batch import Condition, generator
+from .batch import Batch, Condition, generator
 from .data import prompts
 from .networks import Net
 
 Sampler = Callable[[Tensor, Condition], Tensor]
+Judge = Callable[[Tensor, Batch], dict[str, Tensor]]  # Method.judge
 
 CLIPS = "clips.json"  # in every complete folder of clips: prompts, seed, fps, distance to the teacher's of most steps
+DRAWS = 4  # of noise, for critics that look at noisy clips
 
 
-def clips(folder: Path, update: int, teacher, sample: Sampler, embeddings, recipe, device: torch.device | str) -> dict:
+def clips(
+    folder: Path,
+    update: int,
+    teacher,
+    sample: Sampler,
+    embeddings,
+    recipe,
+    device: torch.device | str,
+    judge: Judge = lambda x, batch: {},
+) -> dict:
     """Write the student's clips to samples/update_<n>; the `validation` line for the log.
 
     Its `rmse` is the distance, in latents, to the teacher's result of most steps from the same noise.
+
+    Args:
+        judge: what the method's critics think of latents, asked of the student's and of the teacher's.
     """
     started = time.perf_counter()
     target = folder / "samples" / f"update_{update:08d}"
     latents = generate(sample, teacher, embeddings, recipe, device)
-    distance = distances(latents, teacher_latents(folder, max(recipe.validation.teacher_steps)))
+    reference = teacher_latents(folder, max(recipe.validation.teacher_steps))
+    distance = distances(latents, reference)
+    critics = verdicts(judge, {"student": latents, "teacher": reference}, teacher, embeddings, recipe, device)
     vitals = store(target, latents, settings(recipe) | {"update": update, "rmse": distance}, teacher)
     best = shown(folder / "samples" / f"teacher_{max(recipe.validation.teacher_steps)}")
     return {
@@ -38,6 +54,7 @@ def clips(folder: Path, update: int, teacher, sample: Sampler, embeddings, recip
         "prompts": texts(recipe),
         "rmse": sum(distance) / len(distance),
         "health": health.ratios(vitals, best["vitals"]),
+        "critics": critics,
         "seconds": time.perf_counter() - started,
     }
 
@@ -104,6 +121,27 @@ def generate(sample: Sampler, teacher, embeddings, recipe, device: torch.device 
         noise = torch.randn(1, *shape, generator=generator("validation", seed, j)).to(device)
         latents.append(sample(noise, embeddings.get([text]).to(device))[0].float().cpu())
     return latents
+
+
+@torch.no_grad()
+def verdicts(
+    judge: Judge, clips: dict[str, list[Tensor]], teacher, embeddings, recipe, device: torch.device | str
+) -> dict[str, dict[str, float]]:
+    """How sure each critic is that clips are the student's: critic -> whose clips they are -> mean.
+
+    The same noise for all of them, at every validation; one clip at a time, to spare memory.
+    """
+    uncond, sums = negative(teacher, embeddings, recipe, device), {}
+    for j, text in enumerate(texts(recipe)):
+        cond = embeddings.get([text]).to(device)
+        for draw in range(DRAWS):
+            for whose, latents in clips.items():
+                x = latents[j][None].to(device)
+                batch = Batch([text], cond, uncond, [DRAWS * j + draw], x.shape[1:], recipe.validation.seed, x.device)
+                for name, sure in judge(x, batch).items():
+                    of = sums.setdefault(name, dict.fromkeys(clips, 0.0))
+                    of[whose] += sure.item() / (DRAWS * len(latents))
+    return sums
 
 
 def store(target: Path, latents: list[Tensor], info: dict, teacher, keep: bool = False) -> dict[str, float]:

@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 import yaml
 
+from .errors import UserError
+
 Key = tuple[str | int, ...]
 
 _TAG = "tag:yaml.org,2002:"
@@ -93,6 +95,14 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Source:
     for override in overrides:
         source.update(_override(override))
     return source
+
+
+def assignment(text: str) -> tuple[str, Any]:
+    """The key and the value of `a.b=value`; UserError if it is none."""
+    source, key = _override(text), text.partition("=")[0]
+    if source.faults:
+        raise UserError(str(source.faults[0]))
+    return key, source.at(*key.split("."))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

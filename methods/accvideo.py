@@ -161,6 +161,12 @@ class AccVideo(Method):
     def logits(self, features: Tensor, k: int, batch: Batch) -> Tensor:
         return self.heads(features, self.level(k, batch), batch.cond, k=k)
 
+    def judge(self, x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """By the head of the last key step, which sees clean latents."""
+        if self.adversarial == 0:
+            return {}
+        return {"heads": losses.suspicion(self.logits(self.features(x, 0, batch, batch.cond), 0, batch))}
+
     def level(self, k: int, batch: Batch) -> Tensor:
         return torch.full((len(batch),), self.t[k])
 

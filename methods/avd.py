@@ -45,6 +45,7 @@ class AVD(DMD):
     """Adaptive video distillation: DMD with adaptively weighted regression to real videos and a loss on still clips."""
 
     data = ("prompts", "videos")
+    whole_micro_batches = True  # eq. 8 is of a batch, not of a sample
 
     def __init__(
         self,

@@ -124,10 +124,11 @@ class DMD(Method):
     def rollout(self, batch: Batch, index: list[int]) -> Tensor:
         """The student's own inputs at its steps `index`, one per sample; no sample is taken further than that."""
         x = batch.noise()
+        more = [batch.noise() for _ in self.levels_told[1:]]  # of all steps: later draws must not depend on neighbours
         for n in range(max(index)):
             on = [b for b, last in enumerate(index) if n < last]
             x0 = self.student_x0(x[on], [n] * len(on), batch.cond.rows(on))
-            x[on] = flow.mix(x0, batch.noise()[on], self.sigma(self.told([n + 1] * len(on))))
+            x[on] = flow.mix(x0, more[n][on], self.sigma(self.told([n + 1] * len(on))))
         return x
 
     def student_x0(self, x: Tensor, index: list[int], cond: Condition) -> Tensor:
@@ -147,6 +148,13 @@ class DMD(Method):
         """Noise levels for both scores, (B,)."""
         u = batch.uniform() if self.score_draw == "continuous" else batch.integers(0, 1000) / 1000
         return flow.shift(u, self.shift).clamp(*self.score_range)
+
+    def judge(self, x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Undecided where the fake score describes x no better than the teacher, as which it began."""
+        t, eps = self.score_time(batch), batch.noise()
+        x_t, v = flow.mix(x, eps, self.sigma(t)), flow.velocity(x, eps)
+        real, fake = (losses.per_sample(net(x_t, t, batch.cond) - v) for net in (self.teacher, self.fake_score))
+        return {"fake_score": real / (real + fake)}
 
     def sample(self, noise: Tensor, cond: Condition) -> Tensor:
         """The student's steps, unguided, with fresh noise between them."""

@@ -100,6 +100,11 @@ class DMD2(DMD):
         real, fake = losses.discriminator(self.heads(real, t, cond), self.heads(fake, t, cond), self.loss)
         return {"real": self.discriminator * real, "fake": self.discriminator * fake}
 
+    def judge(self, x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        t, eps = self.score_time(batch), batch.noise()
+        logits = self.heads(self.features(x, eps, t, batch.cond), t, batch.cond)
+        return super().judge(x, batch) | {"heads": losses.suspicion(logits)}
+
     def features(self, x: Tensor, eps: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """The fake score's hidden states (B, D, F', h, w) of noisy latents."""
         return self.fake_score.features(flow.mix(x, eps, self.sigma(t)), t, cond, [self.layer])[0]

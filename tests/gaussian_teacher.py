@@ -19,7 +19,9 @@ class Velocity(torch.nn.Module):
         super().__init__()
         self.unused = torch.nn.Parameter(torch.zeros(1))
 
-    def forward(self, x, sigma, cond):
+    def forward(self, x, sigma, cond, features=None):
+        if features is not None:
+            return [layer * x for layer in features]
         s = flow.like(sigma, x)
         return x * (s - (1 - s) * SPREAD**2) / ((1 - s) ** 2 * SPREAD**2 + s**2)
 
@@ -34,7 +36,8 @@ def euler_factor(steps: int, shift: float) -> float:
 
 
 class GaussianTeacher:
-    fingerprint, negative_prompt = "gaussian", ""
+    family, fingerprint, negative_prompt = "gaussian", "gaussian", ""
+    takes_images, own_guidance, depth = False, 1.0, 3
 
     def __init__(self):
         self.decoded = 0

@@ -118,3 +118,11 @@ def test_runs_are_found_by_what_made_them():
     folders = {losses.folder(arm, seed, []) for arm in losses.arms for seed in (0, 1)}
     assert len(folders) == 8
     assert losses.folder("+ one head", 0, ["train.steps=5"]) not in folders
+
+
+def test_a_study_reads_null_as_nothing_measured():
+    written = json.loads('{"per_sample": {"student": {"dynamic": [1, null, 0]}}}')
+    found = study.stacked([written], "student", ("dynamic",))["dynamic"]
+    assert found.shape == (1, 3) and np.isnan(found).tolist() == [[False, True, False]]
+    described = study.described({"dynamic": found}, statistics.resample(np.arange(3)))["dynamic"]
+    assert (described["mean"], described["seeds"]) == (0.5, [0.5])

@@ -98,7 +98,7 @@ def test_the_schema_is_json():
 
 def test_commands_are_those_of_the_documentation():
     commands = {"run", "check", "methods", "teachers", "sample", "export", "report", "schema", "watch"}
-    commands |= {"synthesize", "prepare"}
+    commands |= {"synthesize", "prepare", "evaluate", "compare", "metrics", "vbench"}
     text = distill("--help").stdout.partition("Commands:")[2]
     assert {line.split()[0] for line in text.splitlines() if line.strip()} == commands
 
@@ -107,7 +107,7 @@ def test_processes_know_each_other_and_say_a_mistake_once(monkeypatch, capfd):
     monkeypatch.chdir(ROOT)
     assert launch.launch(2, ["check", "recipes/tiny_gdp.yaml"]) == 2
     assert capfd.readouterr().err.count("no such file") == 1
-    first, second = (launch._environment(rank, 2, 29500) for rank in range(2))
+    first, second = (launch.environment(rank, 2, 29500) for rank in range(2))
     assert {k for k in first if first[k] != second[k]} == {"RANK", "LOCAL_RANK"}
     assert (second["RANK"], second["WORLD_SIZE"], second["MASTER_PORT"]) == ("1", "2", "29500")
 

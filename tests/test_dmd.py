@@ -480,8 +480,8 @@ def stop_after(path: Path, updates: int) -> None:
             runs.train(path, "train.steps=7")
 
 
-def test_two_processes_learn_what_one_does(teacher, tmp_path):
-    found = []
+def test_two_processes_learn_what_one_does_and_log_what_both_have_spent(teacher, tmp_path):
+    found, spent = [], []
     for processes in (1, 2):
         path = runs.write(tmp_path / str(processes), teacher, METHOD, NETWORKS)
         process = runs.command("run", path, "train.steps=4", "--processes", str(processes))
@@ -491,8 +491,10 @@ def test_two_processes_learn_what_one_does(teacher, tmp_path):
             json.loads(line) for line in (tmp_path / str(processes) / "run" / "log.jsonl").read_text().splitlines()
         ]
         found.append([line["loss"] for line in lines if line["kind"] == "update"])
+        spent.append([(line["evaluations"], line["differentiated"]) for line in lines if line["kind"] == "update"])
     assert len(found[0]) == 6
     assert found[0] == pytest.approx(found[1], rel=1e-3)
+    assert spent[0] == spent[1] and spent[0][0][0]["teacher"] == 8  # a batch of 4, guided
 
 
 def test_the_export_brings_a_scheduler_that_adds_noise(teacher, tmp_path):

@@ -1,12 +1,13 @@
 """Who may import whom (DESIGN), and that the quick commands stay quick: none of them imports torch."""
 
-import ast
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from distill.testing import imports as rule
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = sorted((ROOT / "distill").rglob("*.py"))
@@ -24,24 +25,19 @@ WITHOUT_TORCH = (
     "track",
     "watch",
     "cli",
+    "cli_vbench",
+    "overlap",
+    "evaluate.vbench.table",
+    "evaluate.metrics",
 )
+# who loads models of the hub, besides teachers
+MODELS = ("engine", "export", "sample", "evaluate/plugs", "testing/tiny_wan")
 ONLY_TORCH = ("flow", "samplers", "method", "batch", "networks")
 
 
-def imports(path: Path, *, top_level: bool = False) -> set[str]:
-    """Absolute names of the modules that a file imports, anywhere or when it is loaded."""
-    tree = ast.parse(path.read_text("utf-8"))
-    nodes = tree.body if top_level else ast.walk(tree)
-    package = ".".join(path.relative_to(ROOT).with_suffix("").parts[:-1])
-    found = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            module = ".".join([*parents, *([node.module] if node.module else [])])
-            found |= {module} if node.level == 0 else {f"{module}.{alias.name}" for alias in node.names} | {module}
-    return found
+def imports(path: Path) -> set[str]:
+    """Absolute names of the modules that a file imports."""
+    return rule.imports(path, ".".join(path.relative_to(ROOT).with_suffix("").parts[:-1]))
 
 
 def tops(names: set[str]) -> set[str]:
@@ -59,19 +55,25 @@ def test_the_core_knows_no_method(path):
 
 @pytest.mark.parametrize("path", METHODS, ids=ids(METHODS))
 def test_a_method_imports_mathematics_only(path):
-    allowed = {"torch", "einops", "distill", "distill_methods", *sys.stdlib_module_names} - {"logging", "os", "pathlib"}
-    found = imports(path)
-    assert tops(found) <= allowed
-    assert not {name for name in found if name.startswith("torch.distributed")}
-    outside = (
-        "distill.engine",
-        "distill.trainer",
-        "distill.checkpoint",
-        "distill.recipe",
-        "distill.teachers",
-        "distill.cli",
-    )
-    assert not {name for name in found if name.startswith(outside)}
+    assert rule.forbidden(imports(path), own="distill_methods") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "bad"),
+    [
+        ("import os.path", ["os", "os.path"]),
+        ("from torch import distributed", ["torch.distributed"]),
+        ("from distill import engine", ["distill.engine"]),
+        ("from distill.teachers.wan import Wan", ["distill.teachers"]),
+        ("import numpy", ["numpy"]),
+        ("def loss():\n    import logging", ["logging"]),
+        ("import math, torch.nn\nfrom distill import flow\nfrom .sibling import loss", []),
+    ],
+)
+def test_what_a_method_may_not_import(line, bad, tmp_path):
+    (tmp_path / "mine.py").write_text(line)
+    found = rule.forbidden(rule.imports(tmp_path / "mine.py", "package"), own="package")
+    assert bool(found) == bool(bad) and all(name.startswith(tuple(bad)) for name in found)
 
 
 @pytest.mark.parametrize("path", CORE, ids=ids(CORE))
@@ -81,12 +83,12 @@ def test_libraries_have_one_owner(path):
     if name not in ("engine", "track"):  # track: other trackers are accelerate's
         assert not found & {"accelerate", "deepspeed"}
     travel = name.startswith("playback/") or name == "interpolation"  # files that go along with exported students
-    if not travel and not name.startswith(("teachers/", "embedded/")) and name not in ("engine", "export", "sample"):
+    if not travel and not name.startswith(("teachers/", "embedded/")) and name not in MODELS:
         assert not found & {"diffusers", "transformers", "peft"}
     if name != "yaml_source":
         assert "yaml" not in found
     if not name.startswith("curate/"):
-        assert not found & {"cv2", "scenedetect"}
+        assert not found & ({"scenedetect"} if name == "evaluate/movement" else {"cv2", "scenedetect"})
 
 
 @pytest.mark.parametrize("path", [*sorted((ROOT / "distill/playback").glob("*.py")), ROOT / "distill/interpolation.py"])

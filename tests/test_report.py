@@ -15,7 +15,8 @@ import torch
 
 from distill import plot, report, validation
 from distill.environment import environment
-from distill.evaluate import fidelity, world
+from distill.evaluate import summarize, world
+from distill.evaluate.asked import Asked
 from distill.recipe import Log
 from distill.track import Tracker
 
@@ -85,6 +86,9 @@ def begin(folder, updates, total=12):
     return running
 
 
+MEASURED = ("rmse", "cosine", "psnr", "saturation", "motion", "ssim")
+
+
 def evaluation(attributes=world.ATTRIBUTES):
     """Two samplers of the teacher and a student that is half as far away as the worse one."""
     rng = np.random.default_rng(0)
@@ -93,11 +97,17 @@ def evaluation(attributes=world.ATTRIBUTES):
     for name, scale, hits in (("teacher_6", 1, 4), ("teacher_48", 0, 16), ("student", 0.5, 12)):
         values = {"seconds": [0.1] * 16, "evaluations": [{"teacher_6": 12, "teacher_48": 96, "student": 6}[name]] * 16}
         values |= {"rmse": list(scale * error), "cosine": list(1 - scale * error / 4), "psnr": list(20 + 0 * error)}
-        values |= {"saturation": [0.3125 + scale / 4] * 16, "motion": [0.0625] * 16}
-        samplers[name] = values | {a: [1.0] * hits + [0.0] * (16 - hits) for a in attributes}
+        values |= {"saturation": [0.3125 + scale / 4] * 16, "motion": [0.0625] * 16, "ssim": [None] * 16}
+        if attributes:
+            values |= {a: [1.0] * hits + [0.0] * (16 - hits) for a in (*world.ATTRIBUTES, *world.BEHAVIOUR)}
+        samplers[name] = {"values": values, "failures": [["ssim", 3, "the clip has 8x8"]]}
     part = {"prompt": list(range(16)), "samplers": samplers}
-    options = SimpleNamespace(seed=2000, guidance=5.0)
-    return {"update": 12, "shift": 5.0, "clock": "cpu"} | fidelity.summary([part], options, [6, 48])
+    asked = Asked(("p",) * 16, 16, 2000, 5.0, (6, 48), metrics=MEASURED, world=bool(attributes))
+    flop, steps = (
+        {"teacher_6": 12e9, "teacher_48": 96e9, "student": 6e9},
+        {"teacher_6": 6, "teacher_48": 48, "student": 6},
+    )
+    return {"update": 12, "shift": 5.0, "clock": "cpu"} | summarize.summary([part], asked, flop, steps)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +155,7 @@ def test_the_figures_of_the_evaluation_are_on_the_page(finished):
     assert "50 % of the gap closed" in finished.text.replace("\u2009", " ")
     assert "6 network evaluations per clip" in finished.text
     assert "0.562" in finished.text and "0.438" in finished.text  # saturation: teacher_6, student
+    assert "GFLOP 12 96 6" in finished.text
     assert "95 % interval 50 to 50 %" in finished.text.replace("\u2009", " ").replace("\xa0", " ")
     assert "75 % [51, 90]" in finished.text.replace("\u2009", " ")  # Wilson's for 12 of 16: 0.505 to 0.898
 
@@ -162,7 +173,27 @@ def test_an_evaluation_without_the_world_has_no_table_of_attributes(tmp_path):
     begin(tmp_path / "run", 12)
     (tmp_path / "run" / "evaluation.json").write_text(json.dumps(evaluation(attributes=())))
     page = Page(report.write(tmp_path / "run"))
-    assert len(page.all("tbody")) == 1 and "measured against their captions" not in page.text
+    assert len(page.all("tbody")) == 3 and "measured against their captions" not in page.text
+
+
+def test_what_could_not_be_measured_is_said(finished):
+    assert (
+        "3 values could not be measured" in finished.text
+        and "ssim of student, sample 3: the clip has 8x8" in finished.text
+    )
+
+
+def test_an_evaluation_from_before_metrics_had_names_has_its_tables(tmp_path):
+    begin(tmp_path / "run", 12)
+    old = evaluation()
+    for values in old["samplers"].values():
+        for key in ("steps", "flop", "ssim"):
+            values.pop(key)
+    kept = {key: value for key, value in old.items() if key not in ("metrics", "failures", "texts", "batch_size")}
+    (tmp_path / "run" / "evaluation.json").write_text(json.dumps(kept))
+    page = Page(report.write(tmp_path / "run"))
+    assert page.wrong == [] and "0.562" in page.text and "75 % [51, 90]" in page.text.replace("\u2009", " ")
+    assert "GFLOP" not in page.text and "could not be measured" not in page.text
 
 
 def test_a_run_that_has_done_nothing_has_a_page(tmp_path):

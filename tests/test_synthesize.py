@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from distill import checkpoint, cli, flow, samplers, synthesize, trainer
 from distill import recipe as recipes
+from distill.compare import cost
 from distill.data import agreement, prompts, trajectories
 from distill.data.prompts import Embeddings
 from distill.data.trajectories import Store
@@ -77,6 +78,18 @@ def copy(whole, teacher, tmp_path):
 
 
 # What is recorded
+
+
+def test_the_store_says_how_long_each_shard_took(whole):
+    store = whole / "store"
+    lines = [json.loads(line) for line in (store / "log.jsonl").read_text().splitlines()]
+    assert [(line["first"], line["last"]) for line in lines] == [(0, 3), (4, 7), (8, 9)]
+    spent = [line["seconds"] for line in lines]
+    assert all(each > 0 for each in spent)
+    assert (cost.seconds(store, 10), cost.seconds(store, 5)) == (
+        pytest.approx(sum(spent)),
+        pytest.approx(sum(spent[:2])),
+    )
 
 
 def test_stored_slopes_are_the_teachers_guided_velocity(teacher, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,7 +31,8 @@ from distill.data.prompts import Embeddings
 from distill.data.stream import PromptStream
 from distill.engine import Role
 from distill.errors import UserError
-from distill.evaluate import fidelity
+from distill.evaluate import measuring
+from distill.evaluate.asked import Asked
 from distill.networks import Net
 from distill.recipe import TeacherSpec, Video
 from distill.teachers.wan import Wan
@@ -300,7 +302,9 @@ def test_runs_and_clips_are_kept_apart_by_what_their_images_show(folder, teacher
 
     def known() -> tuple:
         stream = PromptStream([prompt], None, Condition(), (), loaded.train, torch.device("cpu"))
-        return fidelity.digest(loaded, teacher, [prompt]), validation.settings(loaded)["images"], stream.digests
+        asked = Asked((prompt,), 1, 0, 1.0, (2,))
+        kept = measuring.Batch(SimpleNamespace(asked=asked), range(1)).name
+        return kept, asked.facts()["images"], validation.settings(loaded)["images"], stream.digests
 
     before = known()
     assert known() == before

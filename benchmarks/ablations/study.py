@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from distill import environment, recipe
 from distill.evaluate import statistics
+from distill.evaluate.summarize import finite
 
 RUNS = ROOT / "runs" / "ablations"
 RESULTS = ROOT / "benchmarks" / "results" / "ablations"
@@ -84,8 +85,9 @@ def main(about: str, studies: dict[str, Study]) -> None:
         result = compare(studies[name], seeds, options.set) | {"command": command(name, options)}
         print(table(result), flush=True)
         if options.write:
+            text = json.dumps(finite(result), indent=1, allow_nan=False) + "\n"
             RESULTS.mkdir(parents=True, exist_ok=True)
-            (RESULTS / f"{Path(sys.argv[0]).stem}_{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+            (RESULTS / f"{Path(sys.argv[0]).stem}_{name}.json").write_text(text)
 
 
 def command(name: str, options) -> str:
@@ -189,7 +191,7 @@ def teachers(result: dict) -> list[str]:
 
 
 def stacked(results: list[dict], sampler: str, measures: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """measure -> (seeds, clips)."""
+    """measure -> (seeds, clips); nan where the file has null: not asked of that clip, or failed."""
     return {m: np.array([result["per_sample"][sampler][m] for result in results], float) for m in measures}
 
 

@@ -72,12 +72,12 @@ def motion(frames: Sequence[np.ndarray]) -> float:
     if len(frames) < 2:
         return 0.0
     starts = np.unique(np.linspace(0, len(frames) - 2, PAIRS).round().astype(int))
-    return float(np.mean([_flow(frames[i], frames[i + 1]) for i in starts]))
+    return float(np.mean([np.linalg.norm(flow(frames[i], frames[i + 1]), axis=-1).mean() for i in starts]))
 
 
-def _flow(frame: np.ndarray, following: np.ndarray) -> float:
-    field = cv2.calcOpticalFlowFarneback(grey(frame), grey(following), None, **FARNEBACK)
-    return float(np.linalg.norm(field, axis=-1).mean())
+def flow(frame: np.ndarray, following: np.ndarray) -> np.ndarray:
+    """Farneback's optical flow, (H, W, 2), (x, y) in pixels."""
+    return cv2.calcOpticalFlowFarneback(grey(frame), grey(following), None, **FARNEBACK)
 
 
 def thumbnails(frames: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Prompts: files of them, and their encodings, kept on disk so that the text encoder is needed once."""
+"""Prompts' encodings, kept on disk so that the text encoder is needed once."""
 
 import os
 import tempfile
@@ -16,28 +16,11 @@ from .. import image_prompt
 from ..batch import Condition
 from ..errors import UserError
 from ..teachers.base import Teacher
+from .prompt_file import listed, read
+
+__all__ = ["Embeddings", "default_cache", "listed", "read"]
 
 ENCODED_AT_ONCE = 32
-
-
-def read(path: str | Path) -> list[str]:
-    """The prompts of a UTF-8 text file, one per line; empty lines do not count. Images start from its folder."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save the prompts as UTF-8 text") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot read prompts ({error.strerror})") from error
-    folder = Path(path).parent
-    prompts = [image_prompt.resolved(line.strip(), folder) for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise UserError(f"{path}: no prompts; expected one per line")
-    return prompts
-
-
-def listed(prompts: Sequence[str] | Path) -> list[str]:
-    """The prompts that a recipe lists, or names the file of."""
-    return read(prompts) if isinstance(prompts, Path) else list(prompts)
 
 
 def default_cache() -> Path:

@@ -5,6 +5,7 @@ The objects are the connected regions of strong colour. Shape and turning come f
 |c_3| is large for a triangle, |c_4| for a square, and the phase of the larger one turns with the object.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -200,17 +201,22 @@ def related(scene: Scene, things: list[Thing | None]) -> bool:
     return ahead > abs(aside)
 
 
-def behaviour(seen: Measured, scene: Scene) -> dict[str, bool]:
-    """What happens in a clip: every frame has as many things as the caption; something moves; the ground is cloth."""
+def behaviour(seen: Measured, scene: Scene) -> dict[str, float]:
+    """What happens in a clip: every frame has as many things as the caption; something moves; the ground is cloth.
+
+    Like VBench's dynamic degree, which has prompts of its own, `dynamic` is measured where motion is asked for: it is
+    nan where the caption asks for stillness.
+    """
+    moves = any(thing.motion != "still" for thing in seen.things)
     return {
         "preserved": set(seen.counts) == {len(scene.things)},
-        "dynamic": any(thing.motion != "still" for thing in seen.things),
+        "dynamic": moves if scene.motion != "still" else math.nan,
         "cloth": seen.ground >= COLOURED,
     }
 
 
 def score(videos: np.ndarray, captions: list[str]) -> dict[str, np.ndarray]:
-    """Per attribute and behaviour, 0 or 1 for each of the videos, uint8 (N, F, H, W, 3)."""
+    """Per attribute and behaviour, 0 or 1 (nan: not asked) for each of the videos, uint8 (N, F, H, W, 3)."""
     pairs = [(measure(video), parse(text)) for video, text in zip(videos, captions, strict=True)]
     results = [compare(*pair) | behaviour(*pair) for pair in pairs]
     return {name: np.array([r[name] for r in results], float) for name in (*ATTRIBUTES, *BEHAVIOUR)}

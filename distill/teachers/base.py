@@ -17,12 +17,18 @@ class VelocityNet(Protocol):
     """An `nn.Module` that computes in its weights' precision."""
 
     def __call__(
-        self, x: Tensor, sigma: Tensor, cond: Condition, features: Sequence[int] | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Condition,
+        features: Sequence[int] | None = None,
+        end: Tensor | None = None,
     ) -> Tensor | list[Tensor]:
         """The velocity (B, C, F, H, W) at noise levels sigma, (B,) or (B, F), float32.
 
         Args:
             features: return the hidden states after these blocks instead (Net.features), and run no later block.
+            end: of each step, (B,), of a network that is told (distill/teachers/ends.py).
         """
 
     def enable_checkpointing(self) -> None:

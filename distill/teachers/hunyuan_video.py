@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..batch import Condition
 from ..errors import UserError
 from .base import Teacher, check_layers
+from .ends import ToldEnds
 from .files import PipelineFiles
 from .parts import Float32TimestepEmbedding, latent_size, load_pipeline, pixels, quiet, save_pipeline, signal
 
@@ -27,7 +28,7 @@ LONGEST_TEXT = 256  # tokens of the prompt, behind those of the template; Hunyua
 GUIDANCE = 6.0  # of an evaluation that is not told a scale; HunyuanVideoPipeline's default
 
 
-class HunyuanVideoVelocity(nn.Module):
+class HunyuanVideoVelocity(ToldEnds):
     """A VelocityNet: the stock transformer, asked in noise levels. In bf16 it needs autocast, as roles have it.
 
     The condition is `text` (B, L, D) of LLaMA, its `mask` (B, L), `pooled` (B, P) of CLIP, and, where the guidance
@@ -44,10 +45,16 @@ class HunyuanVideoVelocity(nn.Module):
                 module.float().__class__ = Float32TimestepEmbedding  # unlike a hook, deep-copies
 
     def forward(
-        self, x: Tensor, sigma: Tensor, cond: Condition, features: Sequence[int] | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Condition,
+        features: Sequence[int] | None = None,
+        end: Tensor | None = None,
     ) -> Tensor | list[Tensor]:
         if sigma.ndim != 1:
             raise ValueError(f"sigma has shape {tuple(sigma.shape)}; HunyuanVideo has one noise level per clip, (B,)")
+        self._tell(sigma, end)
         timestep = 1000 * sigma.float()
         guidance = 1000 * (cond["guidance"].float() if "guidance" in cond else torch.full_like(timestep, GUIDANCE))
         if features is not None:
@@ -75,6 +82,10 @@ class HunyuanVideoVelocity(nn.Module):
             if i in layers:
                 found[i] = hidden.transpose(1, 2).unflatten(2, patches.shape[2:])
         return [found[i] for i in layers]
+
+    def _time_embedding(self) -> tuple[nn.Module, str, nn.Module]:
+        embedder = self.transformer.time_text_embed
+        return embedder, "timestep_embedder", embedder.time_proj
 
     def enable_checkpointing(self) -> None:
         self.transformer.enable_gradient_checkpointing()

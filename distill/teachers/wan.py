@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..batch import Condition
 from ..errors import UserError
 from .base import Teacher, check_layers
+from .ends import ToldEnds
 from .files import PipelineFiles
 from .parts import Float32TimestepEmbedding, latent_size, load_pipeline, pixels, quiet, save_pipeline, signal
 
@@ -37,7 +38,7 @@ NEGATIVE_PROMPT = (
 )
 
 
-class WanVelocity(nn.Module):
+class WanVelocity(ToldEnds):
     """A VelocityNet: the stock transformer, asked in noise levels."""
 
     def __init__(self, transformer: WanTransformer3DModel):
@@ -46,9 +47,15 @@ class WanVelocity(nn.Module):
         transformer.condition_embedder.time_embedder.__class__ = Float32TimestepEmbedding  # unlike a hook, deep-copies
 
     def forward(
-        self, x: Tensor, sigma: Tensor, cond: Condition, features: Sequence[int] | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        cond: Condition,
+        features: Sequence[int] | None = None,
+        end: Tensor | None = None,
     ) -> Tensor | list[Tensor]:
         inputs = self._inputs(x, sigma, cond)
+        self._tell(sigma, end)
         if features is not None:
             return self._features(*inputs, features)
         return self.transformer(*inputs, return_dict=False)[0]
@@ -87,6 +94,10 @@ class WanVelocity(nn.Module):
             if i in layers:
                 found[i] = hidden.transpose(1, 2).unflatten(2, patches.shape[2:])
         return [found[i] for i in layers]
+
+    def _time_embedding(self) -> tuple[nn.Module, str, nn.Module]:
+        embedder = self.transformer.condition_embedder
+        return embedder, "time_embedder", embedder.timesteps_proj
 
     def enable_checkpointing(self) -> None:
         self.transformer.enable_gradient_checkpointing()
