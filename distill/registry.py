@@ -34,7 +34,7 @@ class Entry:
 
     def __str__(self) -> str:
         if not self.version:  # not installed, only importable
-            return f"{self.kind} {self.name!r}"
+            return f"{self.kind} {self.name!r} from {self.package}"
         return f"{self.kind} {self.name!r} from {self.package} {self.version} ({self.value})"
 
 

@@ -136,7 +136,8 @@ def test_a_plugin_of_another_interface_is_told_so_before_anything_of_it_runs(mod
 
 def test_whatever_a_plugin_raises_when_it_is_imported_is_one_line(module):  # noqa: F811
     name = module(METHOD + "nonsense\n")
-    with pytest.raises(UserError, match=r"^method '.*:Mine' failed to import: NameError: name 'nonsense'"):
+    said = r"^method '.*:Mine' from plugin_\d+ failed to import: NameError: name 'nonsense'"
+    with pytest.raises(UserError, match=said):
         registry.method_class(f"{name}:Mine")
 
 
