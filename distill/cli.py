@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from . import cli_evaluate, cli_methods, cli_vbench, image_prompt, launch, overlap, registry, summary
+from . import (
+    INTERFACE,
+    __version__,
+    cli_evaluate,
+    cli_methods,
+    cli_vbench,
+    image_prompt,
+    launch,
+    overlap,
+    registry,
+    summary,
+)
 from . import recipe as recipes
 from .cli_common import Processes, checked_recipe, end, go, leave, trains_a_teacher
 from .embedded.spec import TeacherRecipe
@@ -33,6 +44,13 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", 
 Overrides = Annotated[
     list[str], typer.Argument(metavar="[KEY=VALUE]...", help="As in optim.student.lr=1e-6.", show_default=False)
 ]
+
+
+@app.callback(invoke_without_command=True)
+def distill(version: Annotated[bool, typer.Option("--version", help="Say which this is.")] = False) -> None:
+    if version:
+        typer.echo(f"distill {__version__}, interface {INTERFACE}")
+        raise typer.Exit
 
 
 @app.command()

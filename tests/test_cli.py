@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distill import launch
+from distill import INTERFACE, __version__, launch
 from distill import recipe as recipes
 from distill.errors import UserError, user_line
 
@@ -101,6 +101,11 @@ def test_commands_are_those_of_the_documentation():
     commands |= {"synthesize", "prepare", "evaluate", "compare", "metrics", "vbench"}
     text = distill("--help").stdout.partition("Commands:")[2]
     assert {line.split()[0] for line in text.splitlines() if line.strip()} == commands
+
+
+def test_the_version_is_that_of_the_package_and_of_the_plugin_interface():
+    said = distill("--version")
+    assert (said.returncode, said.stdout) == (0, f"distill {__version__}, interface {INTERFACE}\n")
 
 
 def test_processes_know_each_other_and_say_a_mistake_once(monkeypatch, capfd):
