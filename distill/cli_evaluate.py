@@ -12,6 +12,19 @@ from .errors import UserError
 
 app = typer.Typer()
 
+Steps = Annotated[
+    str | None, typer.Option(help="As in 2,4: students with other numbers of steps too.", show_default=False)
+]
+TeacherSteps = Annotated[str | None, typer.Option(help="As in 4,50; the most are the reference.", show_default=False)]
+Guidance = Annotated[float | None, typer.Option(help="The teacher's scale.", show_default=False)]
+Prompts = Annotated[Path | None, typer.Option(help="A file, one prompt per line.", show_default=False)]
+Samples = Annotated[int | None, typer.Option(min=1, help="Clips of each sampler.", show_default=False)]
+Seed = Annotated[int | None, typer.Option(min=0, help="Of the noise.", show_default=False)]
+Metrics = Annotated[str | None, typer.Option(help="As in rmse,ssim; `distill metrics` lists them.", show_default=False)]
+World = Annotated[
+    bool | None, typer.Option(help="Whether captions of the embedded world are checked.", show_default=False)
+]
+
 
 @app.command()
 def evaluate(
@@ -22,24 +35,16 @@ def evaluate(
     teacher: Annotated[
         str | None, typer.Option(help="What a pipeline is measured against; of a run, its own.", show_default=False)
     ] = None,
-    steps: Annotated[
-        str | None, typer.Option(help="As in 2,4: the student with other numbers of steps too.", show_default=False)
-    ] = None,
-    teacher_steps: Annotated[
-        str | None, typer.Option(help="As in 4,50; the most are the reference.", show_default=False)
-    ] = None,
-    guidance: Annotated[float | None, typer.Option(help="The teacher's scale.", show_default=False)] = None,
+    steps: Steps = None,
+    teacher_steps: TeacherSteps = None,
+    guidance: Guidance = None,
     shift: Annotated[float | None, typer.Option(help="Of the teacher's noise levels.", show_default=False)] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A file, one prompt per line.", show_default=False)] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Clips of each sampler.", show_default=False)] = None,
-    seed: Annotated[int | None, typer.Option(min=0, show_default=False)] = None,
+    prompts: Prompts = None,
+    samples: Samples = None,
+    seed: Seed = None,
     batch_size: Annotated[int | None, typer.Option(min=1, show_default=False)] = None,
-    metrics: Annotated[
-        str | None, typer.Option(help="As in rmse,ssim; `distill metrics` lists them.", show_default=False)
-    ] = None,
-    world: Annotated[
-        bool | None, typer.Option(help="Whether captions of the embedded world are checked.", show_default=False)
-    ] = None,
+    metrics: Metrics = None,
+    world: World = None,
     vbench: Annotated[
         Path | None,
         typer.Option(help="VBench_full_info.json or the like: VBench instead of all this.", show_default=False),
@@ -84,25 +89,17 @@ def evaluate(
 def compare(
     sources: Annotated[list[Path], typer.Argument(metavar="RECIPE|RUN...", help="At least one.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The folder for the page, compare.json and clips.")] = Path("comparison"),
-    steps: Annotated[
-        str | None, typer.Option(help="As in 2,4,6,8: every column with these numbers of steps.", show_default=False)
-    ] = None,
-    teacher_steps: Annotated[
-        str | None, typer.Option(help="As in 4,50; the most are the reference.", show_default=False)
-    ] = None,
+    steps: Steps = None,
+    teacher_steps: TeacherSteps = None,
     seeds: Annotated[
         str | None, typer.Option(help="As in 0,1,2: recipes are trained with each.", show_default=False)
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A file, one prompt per line.", show_default=False)] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Clips of each sampler.", show_default=False)] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the noise.", show_default=False)] = None,
-    guidance: Annotated[float | None, typer.Option(help="The teacher's scale.", show_default=False)] = None,
-    metrics: Annotated[
-        str | None, typer.Option(help="As in rmse,ssim; `distill metrics` lists them.", show_default=False)
-    ] = None,
-    world: Annotated[
-        bool | None, typer.Option(help="Whether captions of the embedded world are checked.", show_default=False)
-    ] = None,
+    prompts: Prompts = None,
+    samples: Samples = None,
+    seed: Seed = None,
+    guidance: Guidance = None,
+    metrics: Metrics = None,
+    world: World = None,
     shown: Annotated[int, typer.Option(min=1, help="Prompts on the page.")] = 6,
     processes: Annotated[int, typer.Option(min=1, help="Of each training and evaluation, one per GPU.")] = 1,
     jobs: Annotated[int, typer.Option(min=1, help="Trainings and evaluations at a time.")] = 1,
