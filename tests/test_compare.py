@@ -32,15 +32,6 @@ EVALUATION = {
 METRICS = "rmse,psnr,saturation,motion,kernel"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def as_many_threads_as_commands_have():
-    """Sums in another order differ in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     return tmp_path_factory.mktemp("compare")

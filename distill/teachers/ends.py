@@ -51,7 +51,7 @@ class ToldEnds(nn.Module):
 
     def _time_embedding(self) -> tuple[nn.Module, str, nn.Module]:
         """The module that holds the time embedding, its name there, and the projection of 1000 sigma before it."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define _time_embedding()")
 
     def tell_ends(self) -> None:
         """From now on take the end of each step."""
