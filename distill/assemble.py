@@ -131,7 +131,7 @@ def _role(name: str, kind, method: Method, teacher, recipe, device, made: dict[s
     if told_ends(method.networks, name):
         module.tell_ends()
     role = Role(name, module, **options)
-    if recipe.train.activation_checkpointing:  # frozen ones too: gradients may pass through them
+    if recipe.train.activation_checkpointing != "none":  # frozen ones too: gradients may pass through them
         role.module.enable_checkpointing()
     if _source(kind) not in (None, "teacher"):
         role.copy_from(made[_source(kind)])

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic
 from pydantic import Discriminator, Field, Tag
 
-from . import faults, registry, yaml_source
+from . import faults, places, registry, yaml_source
 from .data.spec import Data
 from .errors import UserError
 from .options import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -97,8 +97,12 @@ class Train(Section):
     """For methods without stages of their own."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the networks' evaluations; trained weights are kept in float32."""
-    activation_checkpointing: bool = False
-    """Compute activations twice instead of keeping them."""
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"
+    """Compute activations twice instead of keeping them: all of a block's, or all but what attention returns."""
+    attention: Text | None = None
+    """The kernel of attention, by its name in diffusers ("flash", "_flash_3", "sage"); null: torch's own choice."""
+    compile: bool = False
+    """Compile each kind of block once (torch.compile)."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the student's moving average, which validation and export use when it is set."""
 
@@ -196,6 +200,10 @@ class Recipe(Section):
     optim: Annotated[dict[str, Optimizer], Field(min_length=1)]
     """One optimizer per trained network."""
     train: Train
+    engine: places.Engine = "ddp"
+    """How networks are spread over the processes: a word for all, or by network."""
+    lora: places.Lora | None = None
+    hardware: places.Hardware | None = None
     checkpoint: Checkpoint = Checkpoint()
     validation: Validation | None = None
     evaluation: Evaluation | None = None

@@ -215,7 +215,7 @@ def test_means_are_over_clips_and_seeds_and_leave_out_clips_without_a_value():
 UNIT = cost.Unit(flop=100.0, guided=2)
 
 
-def asked(tmp_path, method="gpd", checkpointing=False, trajectories=None, videos=None):
+def asked(tmp_path, method="gpd", checkpointing="none", trajectories=None, videos=None):
     return SimpleNamespace(
         method=SimpleNamespace(name=method),
         train=SimpleNamespace(activation_checkpointing=checkpointing),
@@ -232,7 +232,7 @@ def test_passes_are_counted_by_hand(tmp_path):
     """8 forward through the teacher, 4 + 2 through the student, of which 4 go back through all of it: 14 + 2 * 4."""
     update = line(1, "student", {"teacher": 8, "student": 6}, {"student": 4})
     assert cost.flop(update, asked(tmp_path), UNIT) == 100 * (14 + 2 * 4)
-    assert cost.flop(update, asked(tmp_path, checkpointing=True), UNIT) == 100 * (14 + 3 * 4)
+    assert cost.flop(update, asked(tmp_path, checkpointing="full"), UNIT) == 100 * (14 + 3 * 4)
     through = line(
         1, "student", {"fake_score": 4, "student": 4, "heads": 4}, {"fake_score": 4, "student": 4, "heads": 4}
     )

@@ -210,7 +210,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights(trainer):
 
 
 def test_activation_checkpointing_changes_no_number(trainer):
-    one, other = trainer(), trainer("train.activation_checkpointing=true")
+    one, other = trainer(), trainer("train.activation_checkpointing=full")
     assert first_update(one) == first_update(other)
     other.roles["student"].module.requires_grad_(True)
     kept = {}

@@ -33,6 +33,12 @@ TERMS = {
     "+ temporal + adaptive regression": (),
 }
 SEEN = ("all", "preserved", "dynamic", "saturation", "motion")
+# Where choices are made: held-out captions, noise and training seeds that nothing is reported on.
+CHOOSING = (
+    f"evaluation.prompts={ROOT}/recipes/prompts/shapes_dev.txt",
+    "evaluation.samples=256",
+    "evaluation.seed=3000",
+)
 
 STUDIES = {
     "terms": Study(
@@ -62,6 +68,19 @@ STUDIES = {
             **{f"tau = {tau}": ("method.temporal=0.5", f"method.threshold={tau}") for tau in (1.0, 0.6)},
         },
         against="no temporal loss",
+        shown=SEEN,
+    ),
+    "motion": Study(
+        question="How strong must the temporal loss be for students to move as often as their teacher? (--seeds 10,11)",
+        recipe="tiny_avd.yaml",
+        common=(*STORE, *CHOOSING),
+        arms={
+            "w_temp = 0.05": (),
+            "w_temp = 0.2": ("method.temporal=0.2",),
+            "w_temp = 0.5": ("method.temporal=0.5",),
+            "w_temp = 0.5, tau = 0.6": ("method.temporal=0.5", "method.threshold=0.6"),
+        },
+        against="w_temp = 0.05",
         shown=SEEN,
     ),
     "migration": Study(

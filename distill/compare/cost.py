@@ -77,7 +77,7 @@ def flop(line: dict, recipe: Recipe, unit: Unit) -> float:
     moved, forward = line["network"], line["evaluations"]
     back = line.get("differentiated", {moved: forward.get(moved, 0)})
     built = [name for name, kind in registry.describe(recipe.method.name).networks.items() if kind == "Built"]
-    again = recipe.train.activation_checkpointing
+    again = recipe.train.activation_checkpointing != "none"
     passes = sum(n for name, n in forward.items() if name not in built)
     passes += sum(n * ((2 if name == moved else 1) + again) for name, n in back.items() if name not in built)
     return passes * unit.flop
