@@ -46,6 +46,7 @@ CASES = {
     "DMD without critic updates": Case(
         "tiny_dmd.yaml", (*EVERY_STEP, "optim.fake_score.lr=1e-9", "train.steps=60"), 20
     ),
+    "fake score at 100 times its rate": Case("tiny_dmd.yaml", ("optim.fake_score.lr=1e-2", "train.steps=50"), 20),
     "temporal loss without its gate": Case(
         "tiny_avd.yaml", (*EVERY_STEP, "method.temporal=5", "method.threshold=-100", "train.steps=50"), 20
     ),

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, registry
+from . import checkpoint, places, registry
 from .engine import Role
 from .errors import UserError
 from .method import Average, Built, Copy, Frozen, Method, Stage, Trained
 from .networks import Net
+from .places import Place
 
 EMA = "student_ema"
 
@@ -27,11 +28,14 @@ def method(recipe) -> Method:
 
 def roles(method: Method, teacher, recipe, device: torch.device | str = "cpu") -> dict[str, Role]:
     """Make every network that the method declares, plus the student's average if the recipe asks for one."""
-    made: dict[str, Role] = {}
-    for name in _in_order(method.networks):
-        made[name] = _role(name, method.networks[name], method, teacher, recipe, device, made)
-    if recipe.train.ema is not None:
-        made[EMA] = made["student"].averaged(EMA)
+    from .teachers import stock  # imports diffusers
+
+    kinds, made = _kinds(method, recipe), {}
+    base = _shared_base(kinds, teacher, recipe, device) if recipe.lora else None
+    for name in _in_order(kinds):
+        made[name] = _role(name, kinds, method, teacher, recipe, device, made, base)
+        if not isinstance(kinds[name], Built):
+            stock.set_up(made[name].module, recipe.train)  # frozen ones too: gradients may pass through them
     for name in method.networks:
         setattr(method, name, Net(made[name]))
     return made
@@ -64,17 +68,17 @@ def saved(method: Method, roles: dict[str, Role]) -> list[str]:
 def not_finite(method: Method, roles: dict[str, Role]) -> tuple[str, str] | None:
     """The first saved network with weights that are not finite, and that in words."""
     for name in saved(method, roles):
-        weights = roles[name].module.state_dict()
-        bad = [key for key, value in weights.items() if not value.isfinite().all()]
+        found = roles[name].finite()
+        bad = [key for key, finite in found.items() if not finite]
         if bad:
-            return name, f"{name} has weights that are not finite ({bad[0]}, {len(bad)} of {len(weights)} tensors)"
+            return name, f"{name} has weights that are not finite ({bad[0]}, {len(bad)} of {len(found)} tensors)"
     return None
 
 
 def averages(method: Method, recipe) -> dict[str, tuple[str, float]]:
     """Name of each moving average -> (network it follows, decay)."""
-    found = {name: (kind.of, kind.decay) for name, kind in method.networks.items() if isinstance(kind, Average)}
-    return found | ({EMA: ("student", recipe.train.ema)} if recipe.train.ema is not None else {})
+    kinds = _kinds(method, recipe)
+    return {name: (kind.of, kind.decay) for name, kind in kinds.items() if isinstance(kind, Average)}
 
 
 def sampler(run: Path, teacher, recipe, update: int | None = None) -> Method:
@@ -83,10 +87,17 @@ def sampler(run: Path, teacher, recipe, update: int | None = None) -> Method:
     if "student" not in built.networks:
         raise UserError(f"{run} is a run of {recipe.method.name}, which trains no student")
     name = EMA if recipe.train.ema is not None else "student"
-    module = teacher.network()
-    if told_ends(built.networks, "student"):
-        module.tell_ends()
-    module.load_state_dict(checkpoint.load_network(run, name, update))
+    ends = told_ends(built.networks, "student")
+    if recipe.lora:
+        from .teachers import adapters  # imports peft
+
+        module = teacher.network(ends=ends)
+        adapters.merge(module, checkpoint.load_network(run, name, update), recipe.lora)
+    else:
+        from .teachers import loading  # imports diffusers
+
+        module = teacher.network(device="meta", ends=ends)
+        loading.fill(module, checkpoint.find_network(run, name, update))
     built.student = Net(Role("student", module.eval(), precision="fp32"))
     return built
 
@@ -117,22 +128,79 @@ def _source(kind) -> str | None:
     return kind.init if isinstance(kind, Trained) else kind.of if isinstance(kind, Copy | Average) else None
 
 
-def _role(name: str, kind, method: Method, teacher, recipe, device, made: dict[str, Role]) -> Role:
+def _shared_base(kinds: dict, teacher, recipe, device):
+    """What all networks of a run with `lora` are views of: in the run's precision, in the frozen network's place."""
+    from .teachers.adapters import SharedBase  # imports peft
+
     low = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
-    options = {"precision": recipe.train.precision, "device": device}
-    if isinstance(kind, Average):
+    frozen = next((name for name, kind in kinds.items() if isinstance(kind, Frozen)), "teacher")
+    place = places.settled(recipe.engine, frozen, "Frozen")
+    if place.sharding == "ddp":
+        return SharedBase(teacher.network(dtype=low).eval().to(device), recipe.lora, recipe.train.seed)
+    from . import zero, zero_lora
+
+    network = teacher.network(dtype=low, partition=zero.partition(place)).eval()
+    return zero_lora.SpreadBase(network, recipe.lora, recipe.train.seed, place)
+
+
+def _role(name: str, kinds: dict, method: Method, teacher, recipe, device, made: dict[str, Role], base) -> Role:
+    kind, options = kinds[name], {"precision": recipe.train.precision, "device": device}
+    view = base is not None and not isinstance(kinds.get(_origin(name, kinds)), Built)
+    place = _place(name, kinds, recipe.engine)
+    if view:  # with lora it is the base that is spread, for all
+        role = base.role(name, adapted=not isinstance(kind, Frozen), ends=told_ends(kinds, name), **options)
+    elif isinstance(kind, Average) and place.sharding == "ddp":
         return made[kind.of].averaged(name)
-    if isinstance(kind, Built):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.train.seed)
-            return Role(name, getattr(method, f"build_{name}")(teacher), **options)
-    weights = torch.float32 if isinstance(kind, Trained) else low
-    module = teacher.network(dtype=weights).eval()
-    if told_ends(method.networks, name):
-        module.tell_ends()
-    role = Role(name, module, **options)
-    if recipe.train.activation_checkpointing != "none":  # frozen ones too: gradients may pass through them
-        role.module.enable_checkpointing()
+    elif place.sharding == "ddp":
+        role = Role(name, _module(name, kinds, method, teacher, recipe), **options)
+    else:
+        role = _in_pieces(name, kinds, method, teacher, recipe, place, options)
     if _source(kind) not in (None, "teacher"):
         role.copy_from(made[_source(kind)])
     return role
+
+
+def _in_pieces(name: str, kinds: dict, method: Method, teacher, recipe, place: Place, options: dict) -> Role:
+    from . import zero, zero_trained  # which import deepspeed
+
+    trained = isinstance(kinds[name], Trained | Built)
+    low = torch.bfloat16 if trained and recipe.train.precision == "bf16" else None  # in one precision, beside masters
+    cut = zero.partition(place, low) if place.sharding == "zero3" else None
+    module = _module(name, kinds, method, teacher, recipe, cut)
+    if any(isinstance(each, torch.nn.modules.batchnorm._BatchNorm) for each in module.modules()):
+        raise UserError(
+            f"engine.{name}: batch normalization keeps statistics, which ZeRO does not spread; set it to ddp"
+        )
+    make = zero_trained.trained if trained else zero.FrozenRole
+    return make(name, module, place, **options)
+
+
+def _module(name: str, kinds: dict, method: Method, teacher, recipe, partition=None) -> torch.nn.Module:
+    """A network of its own, with the weights that it starts from unless those are copied."""
+    kind, origin = kinds[name], _origin(name, kinds)
+    if isinstance(kinds.get(origin), Built):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.train.seed)
+            return getattr(method, f"build_{origin}")(teacher)
+    whole = recipe.train.precision == "fp32" or isinstance(kind, Trained | Average)
+    dtype = torch.float32 if whole else torch.bfloat16
+    return teacher.network(dtype=dtype, ends=told_ends(kinds, name), partition=partition).eval()
+
+
+def _origin(name: str, kinds: dict) -> str:
+    """The network, or the teacher, that one is taken from in the end."""
+    while name in kinds and (source := _source(kinds[name])) is not None:
+        name = source
+    return name
+
+
+def _place(name: str, kinds: dict, engine) -> Place:
+    kind = type(kinds[name]).__name__
+    source = _place(kinds[name].of, kinds, engine) if kind == "Average" else None
+    return places.settled(engine, name, kind, source)
+
+
+def _kinds(method: Method, recipe) -> dict:
+    """Every network of a run, with the student's average if the recipe asks for one."""
+    ema = recipe.train.ema
+    return dict(method.networks) | ({EMA: Average("student", ema)} if ema is not None else {})

@@ -14,6 +14,7 @@ from . import (
     __version__,
     cli_evaluate,
     cli_methods,
+    cli_plan,
     cli_vbench,
     image_prompt,
     launch,
@@ -25,6 +26,8 @@ from . import recipe as recipes
 from .cli_common import Processes, checked_recipe, end, go, leave, trains_a_teacher
 from .embedded.spec import TeacherRecipe
 from .errors import Stopped, UserError, user_line
+from .plan import planning
+from .plan import report as plan_report
 
 app = typer.Typer(
     name="distill",
@@ -38,6 +41,7 @@ app.add_typer(cli_methods.app, name="methods", invoke_without_command=True)
 app.add_typer(teachers_app, name="teachers", invoke_without_command=True)
 app.add_typer(cli_vbench.app, name="vbench")
 app.add_typer(cli_evaluate.app)
+app.add_typer(cli_plan.app)
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.", show_default=False)]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)]
@@ -60,11 +64,16 @@ def run(
     ],
     overrides: Overrides = [],  # noqa: B006, typer reads it
     processes: Processes = 1,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also where memory cannot suffice.")] = False,
 ) -> None:
     """Train a recipe, or go on with a run where it stopped."""
     checked = checked_recipe(recipe, overrides)
     if processes > 1:
-        sys.exit(launch.launch(processes, ["run", str(recipe), *overrides]))
+        sys.exit(launch.launch(processes, ["run", str(recipe), *overrides, *(["--anyway"] if anyway else [])]))
+    from .plan import gate
+
+    for line in gate.check(checked, anyway) if launch.is_main() else ():
+        typer.echo(f"note: {line}", err=True)
     from . import trainer
 
     folder = trainer.run(checked)
@@ -133,6 +142,8 @@ def check(
         checked = checked_recipe(recipe, overrides)
         for line in summary.describe(checked):
             typer.echo(line)
+        if checked.hardware:
+            typer.echo(f"plan      {plan_report.verdict(planning.make(checked))}")
         for line in overlap.warnings(checked):
             typer.echo(f"warning: {line}", err=True)
         if build:
@@ -213,11 +224,26 @@ def export(
     update: Annotated[
         int | None, typer.Option(min=1, help="Default: the newest checkpoint.", show_default=False)
     ] = None,
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Its adapters alone, for diffusers and ComfyUI (docs/lora.md).")
+    ] = False,
 ) -> None:
     """Write a run's student as a diffusers pipeline, reload it and compare."""
     from . import export as exporting
 
-    typer.echo(exporting.export(run, folder or run / "student", update))
+    typer.echo(exporting.export(run, folder or run / ("lora" if lora else "student"), update, lora))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a Wan 2.1 repository.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", show_default=False)],
+) -> None:
+    """Write Wan's original checkpoint as a folder in diffusers' layout, which teachers are read from."""
+    recipes.check_output(folder.absolute(), "OUT")
+    from .teachers import original
+
+    typer.echo(original.convert(source, folder))
 
 
 @app.command()

@@ -87,7 +87,9 @@ def evaluate(
 
 @app.command()
 def compare(
-    sources: Annotated[list[Path], typer.Argument(metavar="RECIPE|RUN...", help="At least one.", show_default=False)],
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="RECIPE|RUN|EXPORT...", help="At least one.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="The folder for the page, compare.json and clips.")] = Path("comparison"),
     steps: Steps = None,
     teacher_steps: TeacherSteps = None,

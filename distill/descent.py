@@ -49,8 +49,8 @@ def descend(
     for each in roles.values():
         each.evaluations = each.differentiated = 0
     with engine.only(role, roles.values()):
-        sums = _backward(update, batches, position)
-        engine.average([p.grad for p in role.parameters if p.grad is not None])
+        sums = _backward(update, batches, position, role, roles)
+        role.reduce(engine.average)
         engine.average([each for each in role.statistics if each.is_floating_point()])
         norm = role.clip(float("inf") if clip is None else clip)
         terms, grad_norm, counts = _read(sums, norm, len(batches), roles, engine)
@@ -67,9 +67,12 @@ def descend(
     }
 
 
-def _backward(update: Update, batches: list[Batch], position: int) -> dict[str, Tensor]:
+def _backward(
+    update: Update, batches: list[Batch], position: int, role: Role, roles: dict[str, Role]
+) -> dict[str, Tensor]:
     """Accumulate gradients; returns the sum of each term over the micro-batches."""
     sums: dict[str, Tensor] = {}
+    meeting = next((each for each in roles.values() if each.together), role)
     for batch in batches:
         for part in _parts(update.loss(batch.at(position))):
             total = torch.stack([t.float() for t in part.values()]).sum()
@@ -78,7 +81,8 @@ def _backward(update: Update, batches: list[Batch], position: int) -> dict[str, 
                     f"the update of {update.network!r}: its loss ({', '.join(part)}) does not depend on its weights; "
                     "was the network called inside torch.no_grad()?"
                 )
-            (total / len(batches)).backward()
+            meeting.ready()
+            role.backward(total / len(batches))
             for name, value in part.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().float()
     return sums

@@ -1,7 +1,7 @@
 """Networks in their places: one process, or several that hold whole copies and average gradients.
 
-The only importer of accelerate. A Role owns one network with its optimizer; an Engine owns the processes. Sharded
-roles (ZeRO) implement the same calls, so nothing outside this file knows how weights are kept.
+The only importer of accelerate. A Role owns one network with its optimizer; an Engine owns the processes. Networks in
+pieces (distill/zero.py) implement the same calls, so that hardly anything else knows how weights are kept.
 """
 
 import contextlib
@@ -9,12 +9,14 @@ import copy
 import datetime
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from . import zero_config
 from .batch import Condition
 
 BUCKET_ELEMENTS = 25_000_000  # gradients travel in pieces of 100 MB
@@ -24,9 +26,12 @@ class Role:
     """A network on this process's device: float32 weights if trained, bf16 or float32 compute.
 
     Attributes:
+        together: an evaluation takes all processes at once.
         evaluations: samples that went through the network since the last reset, for the cost tables.
         differentiated: those among them that a gradient can go back through.
     """
+
+    together = False
 
     def __init__(self, name: str, module: nn.Module, *, precision: str = "fp32", device: torch.device | str = "cpu"):
         self.name = name
@@ -44,6 +49,40 @@ class Role:
     def parameters(self) -> list[nn.Parameter]:
         return list(self.module.parameters())
 
+    def let_gradients(self, on: bool) -> None:
+        """Let gradients reach this network's parameters, or keep them away."""
+        for p in self.parameters:
+            p.requires_grad_(on)
+
+    def weights(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of the network, by name."""
+        return self.module.state_dict()
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        self.module.load_state_dict(weights)
+
+    def stream(self) -> Iterator[tuple[str, Tensor]]:
+        """`weights`, one after the other and whole on every process, which all ask for them."""
+        yield from self.weights().items()
+
+    def everything(self) -> Iterator[tuple[str, Tensor]]:
+        """All that the network computes with, in the order of names; every process asks for it."""
+        yield from sorted(self.module.state_dict().items())
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Parameters, then buffers, one after the other and whole on every process, which all ask for them."""
+        yield from self.module.parameters()
+        yield from self.module.buffers()
+
+    def finite(self) -> dict[str, bool]:
+        """Of what a checkpoint keeps: whether all its numbers are finite."""
+        return {name: bool(tensor.isfinite().all()) for name, tensor in self.weights().items()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights, where all have the same."""
+        return next(self.module.parameters()).dtype
+
     @property
     def statistics(self) -> list[Tensor]:
         """What batch normalization has seen, which every training pass moves."""
@@ -58,17 +97,21 @@ class Role:
         self.differentiated += x.shape[0] * any(each.requires_grad for each in found)
         return out
 
+    def plainly(self) -> contextlib.AbstractContextManager:
+        """Within it the network uses torch's own attention, and nothing compiled (teachers/stock.py)."""
+        return getattr(self.module, "plainly", contextlib.nullcontext)()
+
     @torch.no_grad()
     def copy_from(self, other: "Role") -> None:
-        for mine, theirs in zip(_tensors(self.module), _tensors(other.module), strict=True):
+        for mine, theirs in zip(Role.tensors(self), other.tensors(), strict=True):
             mine.copy_(theirs)
 
     @torch.no_grad()
     def average_from(self, other: "Role", decay: float) -> None:
         """Advance a float32 moving average of the other network's weights; take over its buffers."""
-        torch._foreach_lerp_(self.parameters, other.parameters, 1 - decay)
-        for mine, theirs in zip(self.module.buffers(), other.module.buffers(), strict=True):
-            mine.copy_(theirs)
+        trained = {id(p) for p in self.module.parameters()}
+        for mine, theirs in zip(Role.tensors(self), other.tensors(), strict=True):
+            mine.lerp_(theirs, 1 - decay) if id(mine) in trained else mine.copy_(theirs)
 
     def prepare(self, optim, updates: int, keep_moments: bool = False) -> None:
         """Start a learning-rate schedule over so many updates, with fresh AdamW moments unless they are kept.
@@ -87,6 +130,25 @@ class Role:
             optim.schedule, self.optimizer, num_warmup_steps=optim.warmup, num_training_steps=updates
         )
 
+    def ready(self) -> None:
+        """Before a backward pass: see that no process asks for more evaluations first. One role does it for all."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a part of an update's loss."""
+        loss.backward()
+
+    def reduce(self, average: Callable[[list[Tensor]], None]) -> None:
+        """After the last part: gradients become their means over the processes."""
+        average([p.grad for p in self.parameters if p.grad is not None])
+
+    def clear(self) -> None:
+        """Forget gradients."""
+        for p in self.parameters:
+            p.grad = None
+
+    def rest(self) -> None:
+        """Between updates: give back what is only there for evaluations."""
+
     def clip(self, max_norm: float) -> Tensor:
         """Scale the gradients down to max_norm; the norm before, still on the device."""
         return nn.utils.clip_grad_norm_(self.parameters, max_norm, foreach=True)
@@ -99,13 +161,20 @@ class Role:
     def lr(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
 
-    def state(self) -> dict:
-        """Optimizer and schedule, for a checkpoint."""
-        return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+    def save_state(self, folder: Path, main: bool) -> None:
+        """Write optimizer and schedule; every process calls this."""
+        if main:
+            state = {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+            torch.save(state, self._state_file(folder))
 
-    def load_state(self, state: dict) -> None:
+    def load_state(self, folder: Path) -> None:
+        """Take over what `save_state` wrote, once `prepare` has been called."""
+        state = torch.load(self._state_file(folder), map_location="cpu", weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+
+    def _state_file(self, folder: Path) -> Path:
+        return folder / f"optim_{self.name}.pt"
 
     def averaged(self, name: str) -> "Role":
         """A copy of this trained network, in float32 as it is, to be advanced by `average_from`."""
@@ -134,16 +203,17 @@ class Engine:
         return self.rank == 0
 
     @contextlib.contextmanager
-    def only(self, role: Role, roles: Iterable[Role]) -> Iterator[None]:
+    def only(self, role: Role, roles: Collection[Role]) -> Iterator[None]:
         """Let gradients reach one network and no other, forward and backward."""
         for other in roles:
-            other.module.requires_grad_(other is role)
+            other.let_gradients(other is role)
         try:
             yield
         finally:
-            role.module.requires_grad_(False)
-            for p in role.parameters:
-                p.grad = None
+            role.let_gradients(False)
+            role.clear()
+            for other in roles:
+                other.rest()
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replace each tensor by its mean over the processes, in place."""
@@ -176,22 +246,22 @@ class Engine:
 
     def first(self, value: object | None) -> object | None:
         """The first process's value that is not None, on all of them."""
+        return next((v for v in self.all(value) if v is not None), None)
+
+    def all(self, value: object) -> list:
+        """Every process's value, on all of them."""
         values = [value] * self.world
         if self.world > 1:
             dist.all_gather_object(values, value)
-        return next((v for v in values if v is not None), None)
+        return values
 
     def close(self) -> None:
         """Leave together: a process that goes while another still reads from it takes that one down."""
-        if self.world > 1:
-            if sys.exc_info()[0] is None:  # after an error the others may never come
-                self.wait()
+        if self.world > 1 and sys.exc_info()[0] is None:  # after an error the others may never come
+            self.wait()
+        zero_config.leave()
+        if dist.is_initialized():
             self.state.destroy_process_group()
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
 
 
 def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:

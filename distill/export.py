@@ -13,10 +13,12 @@ from pathlib import Path
 
 import jinja2
 import torch
+from torch import nn
 
 from . import environment, flow, half_rate, image_prompt, interpolation, playback, student, teachers, track, yaml_source
 from . import recipe as recipes
 from .errors import UserError
+from .method import Method
 from .playback.student_scheduler import StudentScheduler
 from .samplers import Half
 from .student import Student
@@ -30,10 +32,13 @@ PLAYBACK = Path(playback.__file__).parent
 HALF_RATE = "half_rate"  # the file of the pipeline that plays it
 
 
-def export(run: Path, folder: Path, update: int | None = None) -> Path:
+def export(run: Path, folder: Path, update: int | None = None, lora: bool = False) -> Path:
     """Write the student after an update (None: the newest checkpoint) to a folder; an earlier export is replaced.
 
     Of a run that trains an interpolator, the interpolator.
+
+    Args:
+        lora: the student's adapters alone (export_lora.py).
 
     Raises:
         UserError: no checkpoint, the folder holds something else, or the reloaded pipeline does not make the student's
@@ -44,7 +49,13 @@ def export(run: Path, folder: Path, update: int | None = None) -> Path:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     if half_rate.trains_one(recipes.load(run / "recipe.yaml")):
+        if lora:
+            raise UserError(f"--lora: {run} trains an interpolator, which has no adapters; leave it out")
         half_rate.save(half_rate.of_run(run, update), partial)
+    elif lora:
+        from . import export_lora  # imports this file
+
+        export_lora.write(run, student.load(run, update), partial, folder.name)
     else:
         _write(run, student.load(run, update), partial, folder.name)
     shutil.rmtree(folder, ignore_errors=True)
@@ -55,10 +66,7 @@ def export(run: Path, folder: Path, update: int | None = None) -> Path:
 def _write(run: Path, found: Student, folder: Path, name: str) -> None:
     shift, half = stock_shift(found), half_rate.of_recipe(found.recipe, found.method, found.teacher)
     folder.mkdir(parents=True)
-    network = found.method.student.role.module
-    if found.method.ends:
-        network = network.folded(found.method.grid().tolist())
-    found.teacher.save(folder, network, 1.0 if shift is None else shift)
+    found.teacher.save(folder, _stock(found.method), 1.0 if shift is None else shift)
     if shift is None:
         write_playback(folder, found, half)
     if found.teacher.takes_images:
@@ -66,6 +74,12 @@ def _write(run: Path, found: Student, folder: Path, name: str) -> None:
     facts = settings(found, shift) | {"cost": cost(run, found.update)} | differences(folder, found, half)
     (folder / SETTINGS).write_text(json.dumps(facts, indent=1) + "\n")
     (folder / CARD).write_text(card(name, facts))
+
+
+def _stock(method: Method) -> nn.Module:
+    """The student's network as diffusers knows it."""
+    network = method.student.role.module
+    return network.folded(method.grid().tolist()) if method.ends else network
 
 
 def stock_shift(found: Student) -> float | None:
@@ -96,9 +110,13 @@ def write_playback(folder: Path, found: Student, half: Half | None) -> None:
 
 
 @torch.no_grad()
-def differences(folder: Path, found: Student, half: Half | None) -> dict[str, float]:
+def differences(folder: Path, found: Student, half: Half | None, lora: Path | None = None) -> dict[str, float]:
     """The largest difference between the student's latents and those of the reloaded folder, and the same at half
-    rate; UserError if it is not rounding."""
+    rate; UserError if it is not rounding. Takes the student's weights away: the folder's are another copy.
+
+    Args:
+        lora: a folder with adapters for the pipeline.
+    """
     size = {name: min(getattr(found.recipe.video, name), most) for name, most in SMALL.items()}
     teacher = teachers.load(found.recipe.teacher, found.recipe.video.model_copy(update=size))
     prompt = image_prompt.join(folder / EXAMPLE, PROMPT) if teacher.takes_images else PROMPT
@@ -107,11 +125,15 @@ def differences(folder: Path, found: Student, half: Half | None) -> dict[str, fl
     noise, cond = noise.to(teacher.device), teacher.encode([prompt]).to(teacher.device)
     teacher.unload()
     method, steps = found.method, len(found.method.grid()) - 1
-    made = {"difference": (method.sample(noise, cond), teacher.sample_saved(folder, prompt, noise, steps))}
+    ours = {"difference": method.sample(noise, cond)}
     if half:
-        ours = method.sample_half_rate(noise, cond, half)
-        made["difference_half_rate"] = ours, teacher.sample_saved(folder, prompt, noise, steps, HALF_RATE)
-    return {name: _largest(folder, *latents) for name, latents in made.items()}
+        ours["difference_half_rate"] = method.sample_half_rate(noise, cond, half)
+    method.student.role.module.to("meta")
+    pipelines = {"difference": None, "difference_half_rate": HALF_RATE}
+    return {
+        name: _largest(folder, made, teacher.sample_saved(folder, prompt, noise, steps, pipelines[name], lora))
+        for name, made in ours.items()
+    }
 
 
 def _largest(folder: Path, ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -130,6 +152,7 @@ def settings(found: Student, shift: float | None) -> dict:
         "steps": len(grid) - 1,
         "guidance": found.teacher.own_guidance,
         "shift": shift,
+        "teacher_shift": found.method.teacher_shift(),
         "sigmas": grid.tolist(),
         "told": found.method.told_grid().tolist(),
         "renoises": found.method.renoises,
@@ -160,9 +183,9 @@ def card(name: str, facts: dict) -> str:
     """The model card."""
     loader = jinja2.PackageLoader("distill", "templates")
     template = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    shown = {key: facts["recipe"][key] for key in ("method", "optim", "train")}
+    shown = {key: facts["recipe"][key] for key in ("method", "optim", "train", "lora") if facts["recipe"][key]}
     return template.get_template("model_card.md.j2").render(
-        facts,
+        {"adapters": None} | facts,
         name=name,
         method=facts["recipe"]["method"]["name"],
         dtype="bfloat16" if facts["recipe"]["train"]["precision"] == "bf16" else "float32",

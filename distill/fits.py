@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from . import registry
+import pydantic
+
+from . import places, registry
 from .errors import UserError
 from .evaluate import metrics
 from .sections import is_embedded, is_hub_id
@@ -18,6 +20,8 @@ def check(source: Source) -> None:
         _check_optim(source, method)
         _check_student(source, method)
         _check_data(source, method)
+        _check_engine(source, method)
+        _check_lora(source, method)
     _check_train(source, method)
     _check_steps(source)
     _check_metrics(source)
@@ -149,3 +153,35 @@ def _check_student(source: Source, method: Signature) -> None:
                 source.fault(source.mark(key), f"{'.'.join(key)}: the method trains no student; leave it out")
     if not method.measures and source.at("held_out") is not None:
         source.fault(source.mark(("held_out",)), "held_out: the method measures nothing on videos; leave it out")
+
+
+def _check_engine(source: Source, method: Signature) -> None:
+    """Networks that are not there, or that cannot be kept as the recipe says."""
+    engine = source.at("engine")
+    for name, said in engine.items() if isinstance(engine, dict) else ():
+        try:
+            asked = places.Place.model_validate({"sharding": said} if isinstance(said, str) else said)
+        except pydantic.ValidationError:
+            continue  # noted by the model
+        mark, kind = source.mark(("engine", name)), method.networks.get(name)
+        if kind is None:
+            hint = did_you_mean(name, method.networks) or f"; it has {', '.join(method.networks)}"
+            source.fault(mark, f"engine.{name}: the method has no such network{hint}")
+        elif (why := places.refusal(kind, asked)) is not None:
+            source.fault(mark, f"engine.{name}: {why}")
+
+
+def _check_lora(source: Source, method: Signature) -> None:
+    """Adapters where no network comes from the teacher, and places for them other than whole on every process."""
+    if source.at("lora") is None:
+        return
+    if "Trained" not in method.networks.values():
+        source.fault(source.mark(("lora",)), "lora: the method trains no network of the teacher's; leave it out")
+    engine = source.at("engine")
+    if engine in ("zero1", "zero2"):
+        text = f"engine: {engine} spreads what belongs to trained networks; with lora those are small and stay whole"
+        source.fault(source.mark(("engine",)), f"{text}; zero3 spreads their frozen base, or leave it out")
+    for name, kind in method.networks.items() if isinstance(engine, dict) else ():
+        if kind in ("Trained", "Copy", "Average") and engine.get(name) not in (None, "ddp"):
+            text = f"engine.{name}: with lora its adapters are small and stay whole on every process"
+            source.fault(source.mark(("engine", name)), f"{text}; spread their frozen base: engine.teacher: zero3")

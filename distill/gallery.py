@@ -1,9 +1,13 @@
-"""What a run shows of its student: clips while it trains, which the main process makes; the evaluation at its end."""
+"""What a run shows of its student: clips while it trains; the evaluation at its end.
+
+Where a network is in pieces, all processes make the clips together, and one of them writes.
+"""
 
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +23,7 @@ from .method import Frozen, Method
 from .networks import Net
 from .sample import Source
 from .samplers import Half
+from .validation import Alone
 
 HELD_OUT, EXAMPLES = "samples/held_out.png", 4
 
@@ -44,13 +49,19 @@ class Gallery:
         if self.asked:
             fidelity.check(self.asked, teacher)  # now, not after the training
 
-    def teacher_clips(self) -> None:
+    @property
+    def together(self) -> bool:
+        """Whether evaluating a network takes all processes."""
+        return any(role.together for role in self.roles.values())
+
+    def teacher_clips(self, alone: Alone) -> None:
         """Written once; the student's are measured against them."""
         if self.recipe.validation:
             net, shift = Net(self._teacher()), self.method.teacher_shift()
-            validation.teacher_clips(self.folder, self.teacher, net, self.embeddings, self.recipe, self.device, shift)
+            made = self.teacher, net, self.embeddings, self.recipe, self.device, shift
+            validation.teacher_clips(self.folder, *made, alone)
 
-    def clips(self, update: int) -> dict:
+    def clips(self, update: int, alone: Alone) -> dict:
         """The student's after so many updates; returns a log line."""
         with self._evaluating():
             return validation.clips(
@@ -62,17 +73,19 @@ class Gallery:
                 self.recipe,
                 self.device,
                 self.method.judge,
+                alone,
             )
 
     @torch.no_grad()
-    def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
+    def measure(self, batches: Iterable[Batch], alone: Alone) -> dict[str, float]:
         """The method's own measures of videos that are kept from training: means over them. Its examples of the first
         ones go to a contact sheet."""
         found: list[dict[str, Tensor]] = []
         with self._evaluating():
             for batch in batches:
                 if not found:
-                    self._show(self.method.examples(batch))
+                    examples = self.method.examples(batch)
+                    alone(partial(self._show, examples))
                 found.append(self.method.measure(batch))
         return {name: torch.cat([each[name] for each in found]).mean().item() for name in found[0]}
 

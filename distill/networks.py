@@ -1,6 +1,7 @@
 """The handle through which a method sees a network: noise levels in, velocities out, float32 at the border."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -23,6 +24,10 @@ class Role(Protocol):
     def forward(self, x: Tensor, sigma: Tensor, cond: Condition, **extra) -> Tensor: ...
 
     def copy_from(self, other: "Role") -> None: ...
+
+    def plainly(self) -> AbstractContextManager:
+        """Within it evaluations use torch's own attention, and nothing compiled."""
+        ...
 
 
 class Net:
@@ -62,7 +67,7 @@ class Net:
             return self(x, sigma, cond, **extra)
 
         if difference is None:
-            with sdpa_kernel(SDPBackend.MATH):  # the only one with forward mode
+            with self.role.plainly(), sdpa_kernel(SDPBackend.MATH):  # the only one with forward mode
                 return torch.func.jvp(net, (x, sigma), (dx, dsigma))
         ahead = ((sigma + difference * dsigma).clamp(0, 1) - sigma) / dsigma
         behind = ((sigma - difference * dsigma).clamp(0, 1) - sigma) / dsigma

@@ -55,3 +55,35 @@ def place(engine: Engine, network: str) -> Place:
     """Where a recipe's section `engine` puts a network; one that it does not name is whole on every process."""
     placed = engine.get(network, "ddp") if isinstance(engine, dict) else engine
     return Place(sharding=placed) if isinstance(placed, str) else placed
+
+
+def settled(engine: Engine, network: str, kind: str, source: Place | None = None) -> Place:
+    """Where a network ends up: a word for all means for each what of it can be spread, and spares what is small.
+
+    Args:
+        kind: the name of its class in distill/method.py.
+        source: of an average: where the network is that it follows.
+    """
+    asked = place(engine, network)
+    if isinstance(engine, dict) and network in engine:
+        return asked
+    if kind == "Average":
+        return Place(sharding="ddp" if source is None or source.sharding == "ddp" else "zero3")
+    spread = kind == "Trained" or kind in ("Frozen", "Copy") and asked.sharding == "zero3"
+    return asked if spread else Place()
+
+
+def refusal(kind: str, asked: Place) -> str | None:
+    """Why a network cannot be kept where a recipe puts it by name, and what can be, or None."""
+    trained, sharding = kind in ("Trained", "Built"), asked.sharding
+    if not trained and sharding in ("zero1", "zero2"):
+        return (
+            f"{sharding} spreads gradients and moments, which a network that is not trained has none of; ddp or zero3"
+        )
+    if asked.offload and sharding == "ddp":
+        return "offload needs zero1, zero2 or zero3"
+    if "optimizer" in asked.offload and not trained:
+        return "offload: it is not trained, so it has no optimizer; parameters, or leave it out"
+    if "parameters" in asked.offload and sharding != "zero3":
+        return f"offload: parameters needs zero3, sharding is {sharding}; with it whole weights stay on every GPU"
+    return None

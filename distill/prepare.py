@@ -70,7 +70,7 @@ class Preparer(Filler):
     """Context manager: holds the store while it is written to."""
 
     store, unit, units, doing = Store, "clip", "clips", "encoding"
-    own = (CURATION, SOURCE, table.TABLE, table.TABLE + shards.PARTIAL)
+    own = (CURATION, SOURCE, videos.FRAMES, table.TABLE, table.TABLE + shards.PARTIAL)
 
     def __init__(self, recipe, teacher, engine: Engine, stop: StopRequest):
         super().__init__(engine, stop)
@@ -174,6 +174,8 @@ class Preparer(Filler):
                 for clip in wanted:
                     found = self._whole([centre(frame, video) for frame in islice(frames, video.frames)], clip)
                     made.append(found if isinstance(found, str) else self._encoded(found))
+                    if self.teacher.takes_images and not isinstance(found, str):
+                        videos.add_first_frame(self.path, row.video, clip, found[0])
                     self._look_up()
                     self.progress.show(min(before + len(made), self.total - 1))
                 next(frames, None)  # there is none, but now it is known that no frame was damaged

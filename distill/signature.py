@@ -29,6 +29,7 @@ class Signature:
         options: the constructor's keywords as a model: unknown keys forbidden, no conversions.
         hints: their annotations as written.
         networks: name -> kind, as in {"student": "Trained"}.
+        declared: name -> the keywords of its kind, as in {"prior": {"of": "student"}}.
         has_stages: whether the class or a base defines `stages`.
         data: the streams that it reads.
         measures: whether the class or a base defines `measure`.
@@ -39,6 +40,7 @@ class Signature:
     options: type[pydantic.BaseModel]
     hints: dict[str, str]
     networks: dict[str, str]
+    declared: dict[str, dict[str, Any]]
     has_stages: bool
     data: tuple[str, ...]
     measures: bool
@@ -55,11 +57,13 @@ def read(module: str, name: str) -> Signature:
     description = ast.get_docstring(node) or ast.get_docstring(source.tree) or ""
     documented = [each for _, n in reversed(classes) for each in (n, _member(n, "__init__")) if each]  # nearest last
     source, init = next(((s, i) for s, n in classes if (i := _member(n, "__init__"))), (source, None))
+    declarations = _networks(name, classes)
     return Signature(
         description=description.partition("\n")[0],
         options=_options(source, name, init, "\n".join(ast.get_docstring(each) or "" for each in documented)),
         hints={arg.arg: ast.unparse(arg.annotation) for arg, _ in _arguments(source, name, init)},
-        networks=_networks(name, classes),
+        networks={key: _called(kind) for key, kind in declarations.items()},
+        declared={key: _keywords(kind) for key, kind in declarations.items()},
         has_stages=any(_member(node, "stages") for _, node in classes),
         data=_data(name, classes),
         measures=any(_member(node, "measure") for _, node in classes),
@@ -221,12 +225,12 @@ def _literal(source: _Source, arg: ast.arg, default: ast.expr) -> Any:
         raise UserError(f"{source.at(arg)}: the default of {arg.arg}, {ast.unparse(default)}, is no literal") from error
 
 
-def _networks(name: str, classes: list[tuple[_Source, ast.ClassDef]]) -> dict[str, str]:
+def _networks(name: str, classes: list[tuple[_Source, ast.ClassDef]]) -> dict[str, ast.Call]:
     for source, node in classes:
         if item := _member(node, "networks"):
             pairs = zip(item.value.keys, item.value.values, strict=True) if isinstance(item.value, ast.Dict) else ()
-            found = {k.value: _called(v) for k, v in pairs if isinstance(k, ast.Constant)}
-            if not found or None in found.values():
+            found = {k.value: v for k, v in pairs if isinstance(k, ast.Constant)}
+            if not found or None in map(_called, found.values()):
                 raise UserError(f"{source.at(item)}: {name}.networks must be a literal, as in {{'student': Trained()}}")
             return found
     raise UserError(f"{classes[0][0].at(classes[0][1])}: {name} declares no networks")
@@ -246,6 +250,11 @@ def _called(node: ast.expr) -> str | None:
     """The name of what is called: Trained for Trained(init="teacher") and for method.Trained()."""
     function = node.func if isinstance(node, ast.Call) else None
     return getattr(function, "id", getattr(function, "attr", None))
+
+
+def _keywords(call: ast.Call) -> dict[str, Any]:
+    """Those that are literals; others are known when the method runs."""
+    return {k.arg: k.value.value for k in call.keywords if k.arg and isinstance(k.value, ast.Constant)}
 
 
 def _explained(docs: str, names: typing.Iterable[str]) -> dict[str, str]:

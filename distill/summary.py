@@ -3,6 +3,7 @@
 from . import recipe as recipes
 from . import registry
 from .data.spec import Trajectories, Videos
+from .places import Lora
 
 
 def describe(recipe: recipes.Recipe) -> list[str]:
@@ -15,8 +16,14 @@ def describe(recipe: recipes.Recipe) -> list[str]:
         f"method    {recipe.method.name}: {changed(recipe.method)}",
         *(f"optim     {name}: lr {o.lr:g}, {o.schedule}" for name, o in recipe.optim.items()),
         f"train     {train.batch_size} samples per update, {train.micro_batch_size} at a time, {train.precision}",
+        *([f"lora      {adapters(recipe.lora)}"] if recipe.lora else []),
         f"output    {recipe.output}",
     ]
+
+
+def adapters(lora: Lora) -> str:
+    where = ", ".join(lora.targets) if lora.targets else "every linear layer of the blocks"
+    return f"rank {lora.rank}, alpha {lora.rank if lora.alpha is None else lora.alpha:g}, on {where}"
 
 
 def recorded(asked: Trajectories) -> str:

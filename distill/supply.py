@@ -6,7 +6,6 @@ from .data.prompts import Embeddings
 from .data.stream import PromptStream, TrajectoryStream, VideoStream
 from .data.videos import Store
 from .engine import Engine
-from .errors import UserError
 from .method import Method
 from .signals import StopRequest
 
@@ -15,10 +14,6 @@ def clips(recipe, teacher, engine: Engine, stop: StopRequest) -> Store | None:
     """The store of real videos, if the recipe has one; prepared now if it is not complete."""
     if recipe.data.videos is None:
         return None
-    if teacher.takes_images:
-        raise UserError(
-            f"data.videos: {teacher.family} starts from images, which captions do not name; use text to video"
-        )
     return prepare.complete(recipe, teacher, engine, stop)
 
 

@@ -18,6 +18,7 @@ from .fill import Filler
 from .networks import Net
 from .progress import Progress
 from .signals import StopRequest
+from .teachers import stock
 
 
 def run(recipe) -> Path:
@@ -161,8 +162,9 @@ class Recorder(Filler):
     def _net(self) -> Net:
         precision = self.recipe.train.precision
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        module = self.teacher.network(dtype=dtype).eval()
-        return Net(Role("teacher", module, precision=precision, device=self.engine.device))
+        role = Role("teacher", self.teacher.network(dtype=dtype).eval(), precision=precision, device=self.engine.device)
+        stock.set_up(role.module, self.recipe.train, gradients=False)
+        return Net(role)
 
     def _prompt(self, sample: int) -> str:
         return self.prompts[sample % len(self.prompts)]

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from . import assemble, checkpoint, half_rate, health, memory, report, resume, supply, teachers
+from . import assemble, checkpoint, half_rate, health, memory, report, resume, supply, teachers, weights
 from .batch import Batch
 from .checkpoint import Position
 from .data.stream import check_share
@@ -23,6 +22,7 @@ from .gallery import Gallery
 from .method import Stage
 from .signals import StopRequest
 from .track import Tracker
+from .validation import Alone
 
 Result = TypeVar("Result")
 
@@ -68,7 +68,7 @@ class Trainer:
     def train(self) -> Path:
         with Tracker(self.folder, self.recipe, self.engine.main, self.total) as self.tracker:
             self._resume()
-            self._on_main(self._teacher_clips)
+            self._show(self._teacher_clips)
             while self.position.stage < len(self.stages):
                 self._stage(self.stages[self.position.stage])
             self._finish()
@@ -166,9 +166,9 @@ class Trainer:
         if done % self.recipe.checkpoint.every == 0 and done < self.total:
             self._save(batches)
         if self.recipe.validation and done % self.recipe.validation.every == 0:
-            self.alarms = self.alarms + self._on_main(self._clips)
+            self.alarms = self.alarms + self._show(self._clips)
         if self.recipe.held_out and done % self.recipe.held_out.every == 0:
-            self._on_main(self._measure)
+            self._show(self._measure)
         self._heed(batches)
 
     def _tell(self, alarms: list[health.Alarm]) -> None:
@@ -201,23 +201,37 @@ class Trainer:
             self.teacher.unload()
         return result
 
-    def _teacher_clips(self) -> None:
-        self.gallery.teacher_clips()
-        report.write(self.folder)
+    def _show(self, work: Callable[[Alone], Result]) -> Result:
+        """Work that evaluates networks: the main process's, or all take part if a network is in pieces.
 
-    def _clips(self) -> list[health.Alarm]:
-        line = self.gallery.clips(self.position.done)
+        Args:
+            work: is given what does the rest of it, writing and drawing, on the main process alone.
+        """
+        if not self.gallery.together:
+            return self._on_main(lambda: work(lambda part: part()))
+        with torch.no_grad():
+            result = work(self.engine.main_first)
+            self.teacher.unload()
+        return result
+
+    def _teacher_clips(self, alone: Alone) -> None:
+        self.gallery.teacher_clips(alone)
+        alone(lambda: report.write(self.folder))
+
+    def _clips(self, alone: Alone) -> list[health.Alarm]:
+        line = self.gallery.clips(self.position.done, alone)
         self.tracker.event("validation", **line)
         limits = self.recipe.health
         alarms = health.of_clips(line["health"], limits)
         alarms += health.of_critics(line["critics"], bool(alarms), limits)
         self._tell(alarms)
-        report.write(self.folder)
+        alone(lambda: report.write(self.folder))
         return alarms
 
-    def _measure(self) -> None:
-        self.tracker.event("measures", update=self.position.done, **self.gallery.measure(self.stream.held_out()))
-        report.write(self.folder)
+    def _measure(self, alone: Alone) -> None:
+        found = self.gallery.measure(self.stream.held_out(), alone)
+        self.tracker.event("measures", update=self.position.done, **found)
+        alone(lambda: report.write(self.folder))
 
     def _evaluate(self) -> None:
         """Work of all processes."""
@@ -239,7 +253,7 @@ class Trainer:
 
     def _resume(self) -> None:
         warnings: list[str] = []
-        found = self.engine.main_first(lambda: checkpoint.newest(self.folder, warnings.append))
+        found = checkpoint.newest(self.folder, warnings.append, self._damage)
         if found is not None:
             self._load(found)
         kind = "start" if found is None else "resume"
@@ -247,17 +261,21 @@ class Trainer:
         for message in warnings:
             self.tracker.event("warning", message=message)
 
+    def _damage(self, path: Path) -> str | None:
+        """Of a checkpoint, every process looking at its share of the files: no network is touched before all agree."""
+        return self.engine.first(checkpoint.damage(path, self.engine.rank, self.engine.world))
+
     def _load(self, path: Path) -> None:
         manifest = checkpoint.manifest(path)
         stateless = not self.method.state_dict()
         resume.check(path, manifest, self.recipe, self.stream.digests, self.engine.world, stateless)
         self.position = Position(**manifest["position"])
         for name in assemble.saved(self.method, self.roles):
-            self.roles[name].module.load_state_dict(load_file(path / "networks" / f"{name}.safetensors"))
+            self.roles[name].load_weights(weights.read(checkpoint.network(path, name)))
         stage = min(self.position.stage, len(self.plan) - 1)  # a finished run stands behind its last stage
         for name in assemble.trained(self.method):
             self.roles[name].prepare(self.recipe.optim[name], self.plan[stage][name])
-            self.roles[name].load_state(checkpoint.load_state(path / f"optim_{name}.pt"))
+            self.roles[name].load_state(path)
         rank = self.engine.rank if manifest["world_size"] == self.engine.world else 0
         mine = checkpoint.load_state(path / f"rank_{rank:05d}.pt")
         self.method.load_state_dict(mine["method"])
@@ -271,8 +289,7 @@ class Trainer:
 
         def write(tmp: Path) -> None:
             torch.save(state, tmp / f"rank_{self.engine.rank:05d}.pt")
-            if self.engine.main:
-                self._write_networks(tmp)
+            self._write_networks(tmp)
 
         info = {
             "method": self.recipe.method.name,
@@ -280,7 +297,7 @@ class Trainer:
             "data": self.stream.digests,
             "gradients": self.gradients.state(),
         }
-        path = checkpoint.save(self.folder, self.position, info, write, self.engine.wait, self.engine.main)
+        path = checkpoint.save(self.folder, self.position, info, write, self.engine)
         if self.engine.main:
             checkpoint.prune(self.folder, self.recipe.checkpoint.keep)
         self.tracker.event("checkpoint", update=self.position.done, path=path.relative_to(self.folder).as_posix())
@@ -298,18 +315,18 @@ class Trainer:
 
     def _write_networks(self, tmp: Path) -> None:
         for name in assemble.saved(self.method, self.roles):
-            checkpoint.save_network(tmp / "networks" / f"{name}.safetensors", self.roles[name].module.state_dict())
+            weights.write(checkpoint.network(tmp, name), self.roles[name].stream(), self.engine.main)
         for name in assemble.trained(self.method):
-            torch.save(self.roles[name].state(), tmp / f"optim_{name}.pt")
+            self.roles[name].save_state(tmp, self.engine.main)
 
     def _finish(self) -> None:
         last = checkpoint.folder(self.folder, self.position.done)
-        if self.engine.main_first(lambda: checkpoint.damage(last)) is not None:  # not there, or torn
+        if self._damage(last) is not None:  # not there, or torn
             self._save([])
         if self.recipe.validation and self.position.done % self.recipe.validation.every:
-            self._on_main(self._clips)
+            self._show(self._clips)
         if self.recipe.held_out and self.position.done % self.recipe.held_out.every:
-            self._on_main(self._measure)
+            self._show(self._measure)
         self._evaluate()
         self.tracker.event("done", update=self.position.done)
         self._on_main(lambda: report.write(self.folder))

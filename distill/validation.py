@@ -5,7 +5,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,6 +20,9 @@ from .networks import Net
 
 Sampler = Callable[[Tensor, Condition], Tensor]
 Judge = Callable[[Tensor, Batch], dict[str, Tensor]]  # Method.judge
+Alone = Callable[
+    [Callable[[], Any]], Any
+]  # does work on one process, and hands its result to all that evaluate networks
 
 CLIPS = "clips.json"  # in every complete folder of clips: prompts, seed, fps, distance to the teacher's of most steps
 DRAWS = 4  # of noise, for critics that look at noisy clips
@@ -32,6 +37,7 @@ def clips(
     recipe,
     device: torch.device | str,
     judge: Judge = lambda x, batch: {},
+    alone: Alone = lambda work: work(),
 ) -> dict:
     """Write the student's clips to samples/update_<n>; the `validation` line for the log.
 
@@ -39,6 +45,7 @@ def clips(
 
     Args:
         judge: what the method's critics think of latents, asked of the student's and of the teacher's.
+        alone: does what one process does, where several make the clips.
     """
     started = time.perf_counter()
     target = folder / "samples" / f"update_{update:08d}"
@@ -46,7 +53,8 @@ def clips(
     reference = teacher_latents(folder, max(recipe.validation.teacher_steps))
     distance = distances(latents, reference)
     critics = verdicts(judge, {"student": latents, "teacher": reference}, teacher, embeddings, recipe, device)
-    vitals = store(target, latents, settings(recipe) | {"update": update, "rmse": distance}, teacher)
+    info = settings(recipe) | {"update": update, "rmse": distance}
+    vitals = alone(lambda: store(target, latents, info, teacher))
     best = shown(folder / "samples" / f"teacher_{max(recipe.validation.teacher_steps)}")
     return {
         "update": update,
@@ -60,20 +68,28 @@ def clips(
 
 
 def teacher_clips(
-    folder: Path, teacher, net: Net, embeddings, recipe, device: torch.device | str, shift: float
+    folder: Path,
+    teacher,
+    net: Net,
+    embeddings,
+    recipe,
+    device: torch.device | str,
+    shift: float,
+    alone: Alone = lambda work: work(),
 ) -> None:
     """Write the teacher's clips to samples/teacher_<steps>, unless they are there."""
     guidance, best = recipe.validation.guidance, max(recipe.validation.teacher_steps)
     for steps in sorted(set(recipe.validation.teacher_steps), reverse=True):
         target = folder / "samples" / f"teacher_{steps}"
         info = settings(recipe) | {"steps": steps, "guidance": guidance, "shift": shift} | source(recipe, teacher)
-        there = shown(target)
+        there = alone(partial(shown, target))
         if info.items() <= there.items() and "vitals" in there:  # clips made before there were vitals are made anew
             continue
         sample = teacher_sampler(net, steps, shift, guidance, negative(teacher, embeddings, recipe, device))
         latents = generate(sample, teacher, embeddings, recipe, device)
         distance = distances(latents, latents if steps == best else teacher_latents(folder, best))
-        store(target, latents, info | {"rmse": distance}, teacher, keep=steps == best)
+        info |= {"rmse": distance}
+        alone(partial(store, target, latents, info, teacher, keep=steps == best))
 
 
 def texts(recipe) -> list[str]:

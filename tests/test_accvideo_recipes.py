@@ -122,6 +122,7 @@ def test_the_wan_recipes_record_and_train_a_random_wan(tmp_path):
         "video.width": 48,
         "data.trajectories.path": tmp_path / "store",
         "data.trajectories.records": 2,
+        "engine": "ddp",
         "train.batch_size": 2,
         "train.steps": 10,
         "checkpoint.every": 100,

@@ -88,10 +88,17 @@ def settled(tab) -> None:
 
 
 def numbers(tab) -> list[int]:
-    """The frames' numbers that are seen in one picture of the screen."""
-    boxes = tab.evaluate("player.clips().map((clip) => clip.getBoundingClientRect().toJSON())")
-    pixels = np.asarray(Image.open(io.BytesIO(tab.screenshot())).convert("L"))
+    """The frames' numbers that are seen in one picture of the screen, in the rows."""
+    rows = "player.clips().filter((clip) => clip.closest('.row'))"
+    boxes = tab.evaluate(f"{rows}.map((clip) => clip.getBoundingClientRect().toJSON())")
+    pixels = picture(tab).mean(2)
     return [number(pixels, box) for box in boxes]
+
+
+def picture(tab, where: str = "") -> np.ndarray:
+    """The screen, or an element, (H, W, 3)."""
+    shot = tab.locator(where).screenshot() if where else tab.screenshot()
+    return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"))
 
 
 def number(pixels, box: dict[str, float]) -> int:
@@ -260,10 +267,15 @@ def test_print_and_pages_without_scripts_show_first_frames(browse, address):
     tab.emulate_media(media="print")
     assert tab.locator(".row video >> visible=true").count() == 0
     assert tab.locator(".row img >> visible=true").count() == 3 * COLUMNS
-    assert not tab.locator("#controls").is_visible()
+    for scripted in ("#controls", "nav", ".trade .pick, #trade ~ .pick", "#wipe"):
+        assert tab.locator(scripted).count() == 1 and not tab.locator(scripted).is_visible(), scripted
+    cut = "[...document.querySelectorAll('.scroll')].filter((box) => getComputedStyle(box).overflowX !== 'visible')"
+    assert tab.locator(".scroll").count() > 5 and tab.evaluate(f"{cut}.length") == 0
     plain = browse(address, java_script_enabled=False)
     assert plain.locator(".row img >> visible=true").count() == 3 * COLUMNS
-    assert not plain.locator("#controls").is_visible() and not plain.locator("#metric").is_visible()
+    for scripted in ("#controls", "#metric", "#wipe"):
+        assert not plain.locator(scripted).is_visible()
+    assert plain.get_by_text("One over the other").count() == 2 and not plain.locator("a[href='#over']").is_visible()
 
 
 def test_a_server_without_ranges_serves_too(browse, film):
@@ -287,6 +299,135 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+SHADES = {"teacher": (160, 120, 120), "gpd": (40, 60, 200), "avd": (150, 116, 120), "dmd2": (90, 90, 90)}
+WIPE = "#wipe-stage .frame"
+
+
+def shaded(column: str, steps: int, row: int) -> np.ndarray:
+    """A clip of one colour: the column's, brighter with the row and with the steps that are not 4."""
+    colour = np.array(SHADES[column]) + 20 * row + 10 * (steps == 6)
+    return np.broadcast_to(colour.astype(np.uint8), (4, comparisons.SIZE, comparisons.SIZE, 3))
+
+
+@pytest.fixture(scope="module")
+def shades(tmp_path_factory):
+    folder = comparisons.write(tmp_path_factory.mktemp("shades"), shaded, rows=2)
+    (folder / "clips/dmd2_2_00.mp4").unlink()
+    return page.write(folder).as_uri()
+
+
+def over(tab) -> list[str]:
+    """The names under the two clips; they are loaded and show the player's frame then."""
+    tab.locator(WIPE).scroll_into_view_if_needed()
+    tab.wait_for_function("['one', 'other'].every((side) => byId(`clip-${side}`).readyState > 1)")
+    tab.evaluate("player.play(false)")
+    tab.evaluate("player.go(player.index)")
+    return [tab.locator(f"#name-{side}").inner_text() for side in ("one", "other")]
+
+
+def colours(tab, *places: float) -> list[tuple[int, ...]]:
+    """Of the two clips' stage, at these shares of its width."""
+    pixels = picture(tab, WIPE)
+    middle = pixels[len(pixels) // 2]
+    return [tuple(map(int, middle[int(place * len(middle))])) for place in places]
+
+
+def like(colour: tuple, other: tuple, off: int = 8) -> bool:
+    """Videos are coded in another colour space, with loss, and browsers differ in the way back."""
+    return max(abs(a - b) for a, b in zip(colour, other, strict=True)) <= off
+
+
+def test_a_wipe_shows_one_clip_left_of_the_line_and_the_other_right_of_it(browse, shades):
+    tab = browse(shades, reduced_motion="reduce")  # the page jumps to the clips instead of gliding
+    assert over(tab) == ["teacher 48 steps", "GPD 4 steps"]
+    left, right = SHADES["teacher"], SHADES["gpd"]
+    found = colours(tab, 0.25, 0.45, 0.55, 0.75)
+    assert all(map(like, found, (left, left, right, right))), found
+    tab.keyboard.press("w")
+    for _ in range(15):
+        tab.keyboard.press("ArrowRight")  # of the line, not of the frames
+    assert tab.locator("#wipe-at").input_value() == "65" and tab.evaluate("player.index") == 0
+    found = colours(tab, 0.55, 0.75)
+    assert all(map(like, found, (left, right))), found
+    box = tab.locator(WIPE).bounding_box()
+    tab.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 20)
+    tab.mouse.down()
+    tab.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 20)
+    tab.mouse.up()
+    tab.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 20)  # no button: nothing moves
+    found = colours(tab, 0.05, 0.2)
+    assert all(map(like, found, (left, right))), found
+
+
+def test_a_difference_is_absolute_and_times_the_gain(browse, shades):
+    tab = browse(shades)
+    tab.locator("#wipe-other").select_option(label="AVD")
+    tab.locator("#wipe-view").select_option("difference")
+    assert over(tab) == ["teacher 48 steps", "AVD 4 steps"]
+    for gain in (1, 4, 8):
+        tab.locator("#wipe-gain").fill(str(gain))
+        (found,) = colours(tab, 0.3)
+        assert like(found, (10 * gain, 4 * gain, 0), off=3 * gain), (gain, found)
+    tab.locator("#wipe-one").select_option(label="AVD")  # of a clip and itself
+    over(tab)
+    assert colours(tab, 0.3, 0.7) == [(0, 0, 0)] * 2
+    assert (
+        not tab.locator("#wipe-at").is_visible()
+        and tab.locator("#wipe-gain-shown").inner_text() == "\N{MULTIPLICATION SIGN}8"
+    )
+
+
+def test_the_two_clips_follow_the_choices_of_prompt_and_steps(browse, shades):
+    tab = browse(shades)
+    tab.locator("#wipe-row").select_option("1")
+    over(tab)
+    assert like(*colours(tab, 0.75), tuple(c + 20 for c in SHADES["gpd"]))
+    tab.locator("#wipe-row").blur()
+    for _ in range(4):  # of 1, 2, 4, 6, 8
+        tab.keyboard.press("]")
+    assert over(tab) == ["teacher 48 steps", "GPD 6 steps"]
+    assert like(*colours(tab, 0.75), tuple(c + 30 for c in SHADES["gpd"]))
+    label = tab.locator("#clip-other").get_attribute("aria-label")
+    assert label.startswith("GPD 6 steps: ") and len(label) > 20
+
+
+def test_a_missing_clip_is_said_where_it_would_lie(browse, shades):
+    tab = browse(shades)
+    over(tab)
+    tab.locator("#wipe-other").select_option(label="DMD2")
+    assert tab.locator("#wipe-gap").inner_text() == "DMD2 2 steps: dmd2_2_00.mp4: no such clip"
+    assert tab.locator("#wipe-gap").is_visible() and not tab.locator("#wipe-stage").is_visible()
+    tab.locator("#wipe-other").select_option(label="GPD")
+    over(tab)
+    assert tab.locator("#wipe-stage").is_visible() and not tab.locator("#wipe-gap").is_visible()
+    assert like(*colours(tab, 0.75), SHADES["gpd"])
+
+
+def test_two_clips_over_each_other_play_in_step(browse, film):
+    """The bits of a frame's number lie left and right of the line: of two frames they would spell a third."""
+    address, frames = film
+    tab = browse(address)
+    over(tab)
+    for wanted in (frames - 1, 0, 5):
+        tab.evaluate(f"player.go({wanted})")
+        box = tab.locator(WIPE).bounding_box()
+        assert number(picture(tab).mean(2), box) == wanted
+    tab.evaluate("player.play(true)")
+    tab.wait_for_timeout(600)
+    times = tab.evaluate("['one', 'other'].map((side) => byId(`clip-${side}`).currentTime * player.fps)")
+    assert tab.evaluate("player.playing") and abs(times[0] - times[1]) <= 1
+
+
+def test_on_a_phone_a_finger_moves_the_line(browse, shades):
+    tab = browse(shades, viewport=PHONE, has_touch=True, is_mobile=True)
+    over(tab)
+    box = tab.locator(WIPE).bounding_box()
+    assert box["width"] <= PHONE["width"] and box["x"] >= 0
+    tab.touchscreen.tap(box["x"] + 0.8 * box["width"], box["y"] + 0.5 * box["height"])
+    assert 77 <= int(tab.locator("#wipe-at").input_value()) <= 83
+    assert like(*colours(tab, 0.7), SHADES["teacher"])
+
+
 def answer(tab, *keys: str) -> None:
     for key in keys:
         tab.keyboard.press(key)
@@ -305,7 +446,12 @@ def test_a_blind_test_shows_no_names_and_its_votes_count(browse, folder, tmp_pat
     tab.reload()
     assert tab.locator("#done").inner_text() == "3 of 18"
     assert tab.locator("#prompt").inner_text() == comparisons.read(folder)["shown"]["prompts"][key[order[3]]["row"]]
-    answer(tab, "1", "Backspace", *"2" * 15)
+    for key_pressed, done in (("1", "4 of 18"), ("Backspace", "3 of 18")):
+        answer(tab, key_pressed)
+        assert tab.locator("#done").inner_text() == done
+    tab.reload()
+    assert tab.locator("#done").inner_text() == "3 of 18"  # taken back for good
+    answer(tab, *"2" * 15)
     assert tab.locator("#finished").is_visible()
     tab.locator("#voter").fill("a voter")
     with tab.expect_download() as download:

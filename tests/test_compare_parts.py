@@ -10,7 +10,7 @@ import pytest
 
 from distill import fill
 from distill import recipe as recipes
-from distill.compare import cost, inputs, points, training
+from distill.compare import content, cost, inputs, points, training
 from distill.errors import UserError
 from distill.evaluate import statistics
 from distill.evaluate.metrics import Metric
@@ -44,12 +44,37 @@ def test_seeds_of_a_recipe_are_one_column_and_go_to_folders_of_their_own(tmp_pat
     assert [(run.seed, run.folder.name) for run in column.runs] == [(0, "run_seed_0"), (3, "run")]
 
 
+def labels(*paths):
+    return [column.label for column in inputs.columns(inputs.runs(paths, recipes.load, [])[0])]
+
+
 def test_columns_of_one_method_are_told_apart_by_what_differs(tmp_path, teacher):
     one = written(tmp_path, teacher, "slow")
     other = written(tmp_path, teacher, "quick", method=runs.GPD.replace("steps: 2", "steps: 3"))
     columns = inputs.columns(inputs.runs([one, other], recipes.load, [])[0])
-    assert [(c.key, c.label) for c in columns] == [("slow", "GPD (steps 2)"), ("quick", "GPD (steps 3)")]
+    assert [(c.key, c.label) for c in columns] == [("slow", "GPD (method.steps 2)"), ("quick", "GPD (method.steps 3)")]
     assert inputs.differing([c.recipe for c in columns], inputs.OWN) == {"method.steps": [2, 3]}
+
+
+def test_a_label_names_as_few_settings_as_tell_all_apart_and_the_methods_first(tmp_path, teacher):
+    def other(name, steps, guidance, lr="1e-3"):
+        method = runs.GPD.replace("steps: 2", f"steps: {steps}").replace("[3.0, 3.0]", f"[3.0, {guidance}]")
+        path = written(tmp_path, teacher, name, method=method)
+        path.write_text(path.read_text().replace("lr: 1e-3", f"lr: {lr}"))
+        return path
+
+    by_rate = other("a", 2, 3.0), other("b", 2, 3.0, "2e-3")
+    assert labels(*by_rate) == ["GPD (optim.student.lr 0.001)", "GPD (optim.student.lr 0.002)"]
+    assert labels(by_rate[0], other("c", 3, 3.0, "2e-3")) == ["GPD (method.steps 2)", "GPD (method.steps 3)"]
+    crossed = [other(f"d{steps}{g:.0f}", steps, g) for steps in (2, 3) for g in (3.0, 4.0)]
+    assert labels(*crossed)[2] == "GPD (method.guidance [3.0, 3.0], method.steps 3)"
+    assert len(set(labels(*crossed))) == 4
+
+
+def test_settings_that_one_of_them_alone_has_are_said_to_lack(tmp_path, teacher):
+    plain, averaged = written(tmp_path, teacher, "plain"), written(tmp_path, teacher, "averaged")
+    averaged.write_text(averaged.read_text().replace("train: {", "train: {ema: 0.99, "))
+    assert labels(plain, averaged) == ["GPD (no train.ema)", "GPD (train.ema 0.99)"]
 
 
 def test_another_evaluation_makes_no_other_column(tmp_path, teacher):
@@ -173,6 +198,18 @@ def test_a_lead_within_the_spread_over_training_seeds_is_none():
     assert said["low"] > 0.3 and said["spread"] == pytest.approx(12.706 * np.hypot(0.3, 0.2), rel=0.05)
     assert points.winner(metric, {"a": a, "b": b}, reference[0], WEIGHTS) is None
     assert points.winner(metric, {"a": a[:1], "b": b[:1]}, reference[0], WEIGHTS) == "b"  # one seed has no spread
+
+
+def test_a_column_is_judged_by_its_own_sampler():
+    """Half rate has values of its own in the same results; here they are the better ones."""
+    (reference,), (full, half) = draws(0.0), draws(0.5, 0.3)
+    found = {"student": {"rmse": full[0].tolist()}, "student_half_rate": {"rmse": half[0].tolist()}}
+    results = [{"per_sample": {"prompt": list(range(PROMPTS)), **found}}]
+    metric = Metric("rmse", "pair", "lower", "", "")
+    made = [{"key": key, "points": [{"own": True, "metrics": {"rmse": {}}}]} for key in ("a", "a__half_rate")]
+    samplers = {"a": "student", "a__half_rate": "student_half_rate"}
+    content.mark([metric], made, dict.fromkeys(samplers, results), samplers, {"rmse": reference[0]}, WEIGHTS)
+    assert [each["points"][0]["metrics"]["rmse"]["best"] for each in made] == [False, True]
 
 
 def test_sets_are_told_apart_by_intervals_that_do_not_meet():

@@ -14,7 +14,7 @@ from distill import checkpoint, cli, export, flow, recipe, samplers, track
 from distill.batch import generator
 from distill.engine import Engine, Role
 from distill.errors import UserError
-from distill.evaluate import command, kept
+from distill.evaluate import command, kept, opening
 from distill.networks import Net
 from distill.teachers.wan import Wan
 from tests import runs, tiny_wan
@@ -142,7 +142,7 @@ def test_no_folder_of_this_machine_is_named_in_the_result(run, teacher):
 
 
 def test_latents_for_the_page_come_from_what_is_kept(run):
-    opened = command.open_evaluation(str(run), {}, Engine())
+    opened = opening.open_evaluation(str(run), {}, Engine())
     student = opened.setting.columns[-1].sample
     opened.setting.columns = [never(column) for column in opened.setting.columns]
     latents = opened.latents("student", [3, 0])

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -183,6 +184,19 @@ def test_an_interrupted_evaluation_computes_only_what_is_missing():
     assert teacher.decoded == 2 * 2, "the student's last two clips, and the reference's beside them"
     assert told == [3, 6, 8]
     assert resumed["samplers"]["student"]["rmse"] == evaluate(factor=0.3)["samplers"]["student"]["rmse"]
+
+
+def test_processes_share_the_batches_and_the_counting(monkeypatch):
+    """All of it is done, and nothing twice."""
+    taken, counted = [], []
+    monkeypatch.setattr(fidelity, "parts", lambda found, batches: taken.extend(batches) or iter(()))
+    monkeypatch.setattr(fidelity, "_result", lambda *what: {})
+    asked = SimpleNamespace(batches=lambda: list("abcdefg"), samples=7)
+    found = SimpleNamespace(roles=[], columns=list("wxyz"), asked=asked, flop=counted.append)
+    for rank in range(3):
+        engine = SimpleNamespace(rank=rank, world=3, first=lambda said: said, main_first=lambda work: work())
+        fidelity.evaluate(found, engine, show=print)
+    assert "".join(taken) == "adgbecf" and "".join(counted) == "wzxy"
 
 
 def test_what_was_done_before_is_neither_sampled_nor_measured_again():

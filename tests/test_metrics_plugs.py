@@ -9,15 +9,15 @@ import torch
 import transformers
 
 from distill.errors import UserError
-from distill.evaluate import metrics, plugs
+from distill.evaluate import metrics
 from distill.evaluate.metrics import Metric, absent, chosen, of_clip, of_pair
 
+from . import tiny_clip
+
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
-SIDE = 16  # pixels, of what the tiny networks see
+SIDE = tiny_clip.SIDE
 VIDEO = np.random.default_rng(0).integers(0, 256, (5, SIDE, SIDE, 3), np.uint8)
-TINY = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # mean and deviation of pixels
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of pixels
 LATENTS = torch.zeros(1, 1, 1, 1)
 
 
@@ -26,34 +26,19 @@ def own(name: str) -> str:
 
 
 @pytest.fixture(autouse=True)
-def nothing_at_hand(monkeypatch, tmp_path):
-    """No folder was named, and the hub's cache is empty."""
-    monkeypatch.setattr(plugs, "_folders", {})
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    plugs._tried.cache_clear()
-    yield
-    plugs._tried.cache_clear()
+def machine(monkeypatch, tmp_path):
+    with tiny_clip.nothing_at_hand(monkeypatch, tmp_path):
+        yield
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Folders of CLIP and DINOv2 with weights drawn by chance."""
     folder = tmp_path_factory.mktemp("weights")
+    tiny_clip.build(folder / "clip")
     torch.manual_seed(0)
-    words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "b</w>", "c</w>"]
-    text = TINY | {"vocab_size": len(words), "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1}
-    seen = TINY | {"image_size": SIDE, "patch_size": 8}
-    config = transformers.CLIPConfig(text_config=text, vision_config=seen, projection_dim=8)
-    transformers.CLIPModel(config).save_pretrained(folder / "clip")
-    vocabulary = {word: i for i, word in enumerate(words)}
-    transformers.CLIPProcessor(
-        transformers.CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=SIDE),
-        transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=8),
-    ).save_pretrained(folder / "clip")
-    transformers.Dinov2Model(transformers.Dinov2Config(**TINY, image_size=SIDE, patch_size=8)).save_pretrained(
-        folder / "dino"
-    )
+    config = transformers.Dinov2Config(**tiny_clip.TINY, image_size=SIDE, patch_size=8)
+    transformers.Dinov2Model(config).save_pretrained(folder / "dino")
     sizes = {"size": {"shortest_edge": SIDE}, "crop_size": SIDE}
     mean, deviation = IMAGENET
     transformers.BitImageProcessor(**sizes, image_mean=mean, image_std=deviation).save_pretrained(folder / "dino")
@@ -146,7 +131,7 @@ def test_clip_score_is_the_cosine_of_frames_and_prompt(weights):
     assert metric is metrics.METRICS["clip_score"] and absent([metric]) == {}
     model = transformers.CLIPModel.from_pretrained(weights / "clip").eval()
     text = model.get_text_features(torch.tensor([[0, 2, 3, 4, 1]])).pooler_output
-    cosines = torch.cosine_similarity(model.get_image_features(prepared(*OPENAI)).pooler_output, text)
+    cosines = torch.cosine_similarity(model.get_image_features(tiny_clip.prepared(VIDEO)).pooler_output, text)
     assert of_clip(["clip_score"], VIDEO, 8, "a b c") == {
         "clip_score": pytest.approx(100 * cosines.clip(min=0).mean().item(), rel=1e-5)
     }
@@ -156,13 +141,12 @@ def test_clip_score_is_the_cosine_of_frames_and_prompt(weights):
 def test_dino_consistency_has_vbenchs_form(weights):
     chosen([f"dino_consistency={weights / 'dino'}"], world=False)
     model = transformers.Dinov2Model.from_pretrained(weights / "dino").eval()
-    rows = torch.nn.functional.normalize(model(prepared(*IMAGENET)).last_hidden_state[:, 0]).detach().numpy()
+    rows = (
+        torch.nn.functional.normalize(model(tiny_clip.prepared(VIDEO, *IMAGENET)).last_hidden_state[:, 0])
+        .detach()
+        .numpy()
+    )
     naive = np.mean([(max(0, rows[t] @ rows[t - 1]) + max(0, rows[t] @ rows[0])) / 2 for t in range(1, 5)])
     assert of_clip(["dino_consistency"], VIDEO, 8)["dino_consistency"] == pytest.approx(naive, rel=1e-5)
     still = np.repeat(VIDEO[:1], 40, 0)  # more than a batch
     assert of_clip(["dino_consistency"], still, 8)["dino_consistency"] == pytest.approx(1)
-
-
-def prepared(mean: tuple, deviation: tuple) -> torch.Tensor:
-    """What a network wants to see of frames of the right size."""
-    return torch.from_numpy(((VIDEO / 255 - mean) / deviation).astype(np.float32)).movedim(-1, 1)

@@ -1,7 +1,6 @@
 """Video stores: what is read is what the VAE made, and every process sees its share of the same clips."""
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -318,10 +317,3 @@ def test_clips_that_are_damaged_stop_a_run_at_a_saved_state(teacher, source, who
     line = r"is not what was written\); prepare it anew with `distill prepare RECIPE`, and go on with `distill run "
     with pytest.raises(Stopped, match=line):
         runs.train(write(tmp_path / "b", teacher, source, path=str(tmp_path / "store")))
-
-
-def test_a_teacher_that_starts_from_images_is_refused_at_once(teacher, source, tmp_path, monkeypatch):
-    monkeypatch.setattr(Wan, "takes_images", True)
-    with pytest.raises(UserError, match="data.videos: wan starts from images, which captions do not name"):
-        runs.train(write(tmp_path, teacher, source))
-    assert not Path(tmp_path / "store").exists()

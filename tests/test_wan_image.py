@@ -570,6 +570,7 @@ def test_the_recipe_records_and_trains_a_small_wan(folder, tmp_path):
         "data.trajectories.path": tmp_path / "store",
         "data.trajectories.records": 2,
         "method.head_width": 8,
+        "engine": "ddp",
         "train.batch_size": 2,
         "train.steps": 10,
         "checkpoint.every": 100,

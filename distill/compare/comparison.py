@@ -70,7 +70,7 @@ def compare(
     """Write OUT/compare.json, OUT/clips and the pages.
 
     Args:
-        given: recipes, and the folders of runs.
+        given: recipes, the folders of runs, and those of exported students.
         load: the checked recipe of one of them.
         tell: takes in what is to be said meanwhile.
 
@@ -85,7 +85,7 @@ def compare(
     asked, overridden = setting.asked(columns, common.shift, options.changes)
     fidelity.check(asked, common.teacher)
     for run in runs:
-        if run.folder.is_dir():
+        if run.folder.is_dir() and not run.is_export:
             run_folder.check(run.folder, run.recipe)
     said = votes.read(out, options.votes) if options.votes else None
     with hold(out):
@@ -93,8 +93,8 @@ def compare(
         reasons = training.train(columns, out / LOGS, **many)
         for column in columns:
             column.runs = [run for run in column.runs if run.folder not in reasons]
-        ahead(columns, asked, out, **many)
-        measurer = Measurer(asked, out, options.shown, common.recipe.video.fps)
+        ahead(columns, asked, out, common.recipe.teacher.path, **many)
+        measurer = Measurer(asked, out, options.shown, common)
         measurer.measure(columns)
         measurer.failures[:0] = [
             f"{run} was not trained: {reasons[run.folder]}" for run in runs if run.folder in reasons
@@ -118,7 +118,8 @@ def write(
     if not columns:
         raise UserError("\n".join(["no student could be measured", *found.failures]))
     made = content.header(common, asked, columns, options.command)
-    made["columns"] = content.table(common, asked, columns, found.results, found.clips)
+    columns, results = content.with_half_rate(columns, found.results)
+    made["columns"] = content.table(common, asked, columns, results, found.clips)
     made["settings"] = content.settings(columns)
     made["shown"] = content.shown(asked, found.rows, common.recipe.video.fps)
     voted, unread = counted(out, made, voted)

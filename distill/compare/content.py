@@ -3,6 +3,7 @@
 The same inputs give the same bytes. docs/compare.md describes the format.
 """
 
+import dataclasses
 import math
 import os
 import re
@@ -14,6 +15,7 @@ import numpy as np
 from .. import environment, image_prompt, plot, track
 from ..evaluate import statistics
 from ..evaluate.asked import Asked
+from ..evaluate.columns import HALF_RATE
 from ..evaluate.metrics import Metric
 from . import cost, inputs, points
 from .inputs import Column
@@ -24,6 +26,25 @@ FORMAT = 1
 TEACHER = "teacher"
 DISTANCE = "distance to the teacher"
 BETWEEN = (*inputs.OWN, "train.seed", "method.name", "teacher.path", "data.trajectories.path", "data.videos.path")
+
+
+def halved(key: str) -> str:
+    """The key of a column's sampler at half the frame rate; no other column has two underscores."""
+    return f"{key}__half_rate"
+
+
+def with_half_rate(
+    columns: Sequence[Column], results: Mapping[str, list[Result]]
+) -> tuple[list[Column], dict[str, list[Result]]]:
+    """Every column, and after it the same students at half the frame rate where all of its runs were so measured."""
+    made, found = [], dict(results)
+    for column in columns:
+        made.append(column)
+        if all(HALF_RATE in result["samplers"] for result in results[column.key]):
+            key, label = halved(column.key), f"{column.label}, half rate"
+            made.append(dataclasses.replace(column, key=key, label=label, sampler=HALF_RATE))
+            found[key] = results[column.key]
+    return made, found
 
 
 def table(
@@ -62,12 +83,14 @@ def table(
     made = [_teacher(taught)]
     for column in columns:
         found = results[column.key]
-        own = [point(found, name, n, name == "student", unguided) for n, name in sorted(counts(found[0]).items())]
+        steps = sorted(counts(found[0], column.sampler).items())
+        own = [point(found, name, n, name == column.sampler, unguided) for n, name in steps]
         made.append(_student(column, own, unit))
     for each in made:
         for said in each["points"]:
             said["clips"] = clips[each["key"], said["steps"]]
-    mark(measured, made[1:], results, reference, weights)
+    own = {column.key: column.sampler for column in columns}
+    mark(measured, made[1:], results, own, reference, weights)
     return made
 
 
@@ -75,17 +98,18 @@ def mark(
     measured: Sequence[Metric],
     students: list[dict],
     results: Mapping[str, list[Result]],
+    samplers: Mapping[str, str],
     reference: dict,
     weights: np.ndarray,
 ) -> None:
-    """Say of every student's measure, at its own number of steps, whether it is the best."""
+    """Say of every student's measure, of its own sampler, whether it is the best."""
     own = {column["key"]: next(p for p in column["points"] if p["own"])["metrics"] for column in students}
     for metric in measured:
         having = [key for key, said in own.items() if metric.name in said]
         if metric.kind == "set":
             best = points.winner_of_sets(metric, {key: own[key][metric.name] for key in having})
         else:
-            found = {key: points.values(results[key], "student", metric.name) for key in having}
+            found = {key: points.values(results[key], samplers[key], metric.name) for key in having}
             best = points.winner(metric, found, reference[metric.name], weights)
         for key in having:
             own[key][metric.name]["best"] = key == best
@@ -107,8 +131,8 @@ def _student(column: Column, own: list[dict], unit: cost.Unit) -> dict:
         "seeds": [run.seed for run in runs],
         "runs": [run.folder.name for run in runs],
         "points": own,
-        "training": cost.of_runs(runs, unit),
-        "curves": dict(curves(runs[0].folder)),
+        "training": cost.of_export(runs[0], unit) if runs[0].is_export else cost.of_runs(runs, unit),
+        "curves": {} if runs[0].is_export or column.sampler == HALF_RATE else dict(curves(runs[0].folder)),
     }
 
 
@@ -119,8 +143,10 @@ def _sampling(found: list[Result], sampler: str) -> dict:
     return {"evaluations": said[0]["evaluations"], "flop": said[0]["flop"], "seconds": seconds}
 
 
-def counts(result: Result) -> dict[int, str]:
-    """Number of steps -> the student's sampler of so many; its own where two have as many."""
+def counts(result: Result, own: str = "student") -> dict[int, str]:
+    """Number of steps -> the student's sampler of so many; its own where two have as many. At half rate, that alone."""
+    if own == HALF_RATE:
+        return {said["steps"]: name for name, said in result["samplers"].items() if name == own}
     names = [name for name in result["samplers"] if name == "student" or name.removeprefix("student_").isdecimal()]
     return {result["samplers"][name]["steps"]: name for name in sorted(names, reverse=True)}
 

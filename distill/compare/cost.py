@@ -2,8 +2,8 @@
 
 A forward pass of one sample takes f FLOPs, as counted when the teacher was sampled. Going back takes 2 f in the network
 that an update moves (gradients of inputs and of weights), f through any other (of inputs alone), and one more f under
-activation checkpointing. Evaluations of only the first blocks count as whole ones; the small networks that a method
-builds itself, as if they took nothing.
+activation checkpointing, all of it also where selective checkpointing leaves attention out. Evaluations of only the
+first blocks count as whole ones; the small networks that a method builds itself, as if they took nothing.
 """
 
 import json
@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import fill, registry, track
+from .. import exported, fill, registry, track
 from ..data.shards import samples_of
 from ..recipe import Recipe
 from .inputs import Run
@@ -54,6 +54,15 @@ def of_run(run: Run, unit: Unit) -> dict:
         "data": data,
         "days": (spent + ((data or {}).get("seconds") or 0)) / DAY,
     }
+
+
+def of_export(run: Run, unit: Unit) -> dict | None:
+    """As much as its distill.json says, None where it says nothing: not what went back through networks, nor where."""
+    said = exported.settings(run.folder)
+    if not said.get("cost"):
+        return None
+    unknown = dict.fromkeys(("flop", "device", "days"))
+    return {"updates": said["update"], **said["cost"], "data": of_data(run.recipe, unit)} | unknown
 
 
 def sessions(log: list[dict]) -> list[tuple[dict, int]]:

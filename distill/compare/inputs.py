@@ -1,14 +1,15 @@
 """What a comparison is given: recipes and runs, and which of them are seeds of one student."""
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import exported, registry
 from .. import recipe as recipes
-from .. import registry
 from ..errors import UserError
 from ..evaluate.statistics import T_95
 from ..folder import MAY_CHANGE
@@ -25,10 +26,12 @@ class Run:
 
     Attributes:
         source: its recipe's file, or its folder where that was given.
+        is_export: the folder is that of an exported student, which is whole as it is.
     """
 
     recipe: Recipe
     source: Path
+    is_export: bool = False
 
     @property
     def folder(self) -> Path:
@@ -53,11 +56,13 @@ class Column:
     Attributes:
         key: names it in files.
         label: names it for people.
+        sampler: its own in an evaluation.
     """
 
     key: str
     label: str
     runs: list[Run]
+    sampler: str = "student"
 
     @property
     def recipe(self) -> Recipe:
@@ -72,23 +77,33 @@ def runs(given: Sequence[Path], load: Callable[[Path], Recipe], seeds: Sequence[
     """The runs that recipes and folders stand for, and notes on what is left out.
 
     Args:
-        load: the checked recipe of a file or a run's folder.
+        load: the checked recipe of a file or a run's folder; an exported student brings its own.
         seeds: a recipe's own is replaced by each of them; a folder's stays. None: a recipe's own.
     """
     found: dict[Path, Run] = {}
     notes: list[str] = []
     for path in given:
-        recipe = load(path)
-        if "student" not in registry.describe(recipe.method.name).networks:
-            notes.append(f"{path.resolve().name}: {recipe.method.name} trains no student; left out")
+        one = _given(path, load)
+        method = one.recipe.method.name
+        if not one.is_export and "student" not in registry.describe(method).networks:
+            notes.append(f"{one.name}: {method} trains no student; left out")
             continue
-        for run in [Run(recipe, path)] if path.is_dir() else [of_seed(recipe, path, s) for s in seeds or [None]]:
+        for run in [one] if path.is_dir() else [of_seed(one.recipe, path, seed) for seed in seeds or [None]]:
             _refuse_another(run, found.setdefault(run.folder.resolve(), run))
     if seeds and all(path.is_dir() for path in given):
         raise UserError(f"--seeds {','.join(map(str, seeds))} is for recipes; a run has the seed that it was made with")
     if not found:
         raise UserError("; ".join(["nothing to compare", *notes]))
     return list(found.values()), notes
+
+
+def _given(path: Path, load: Callable[[Path], Recipe]) -> Run:
+    if exported.is_student(path):
+        return Run(exported.recipe(path), path, is_export=True)
+    if (path / exported.INDEX).is_file():
+        what = "and not of a student that `distill export` wrote"
+        raise UserError(f"{path} is the folder of a pipeline, {what}; name a recipe, a run, or such an export")
+    return Run(load(path), path)
 
 
 def of_seed(recipe: Recipe, source: Path, seed: int | None) -> Run:
@@ -110,11 +125,12 @@ def _refuse_another(run: Run, before: Run) -> None:
 
 
 def columns(found: Sequence[Run]) -> list[Column]:
-    """Runs that differ in their seeds alone are one column; labels tell columns of one method apart."""
+    """Runs that differ in their seeds alone are one column, an exported student is one by itself; labels tell columns
+    of one method apart."""
     groups: list[list[Run]] = []
     for run in found:
         alike = (g for g in groups if not differing([g[0].recipe, run.recipe], (*OWN, "train.seed")))
-        group = next(alike, None)
+        group = next((g for g in alike if not (run.is_export or g[0].is_export)), None)
         if group is None:
             groups.append([run])
         elif run.seed in [other.seed for other in group]:
@@ -166,19 +182,40 @@ def _keys(groups: list[list[Run]]) -> list[str]:
 
 
 def _labels(groups: list[list[Run]]) -> list[str]:
-    """The name of the method's class; where several columns have it, with what they differ in, if that is little."""
-    of = [registry.method(group[0].recipe.method.name).target[1] for group in groups]
+    """The name of the method's class; where several columns have it, with what differs in their recipes, or with the
+    name of what was given where nothing does."""
+    of = [_named(group[0].recipe.method.name) for group in groups]
     labels = []
     for name, group in zip(of, groups, strict=True):
         rivals = [g[0].recipe for n, g in zip(of, groups, strict=True) if n == name]
-        if len(rivals) == 1:
-            labels.append(name)
-            continue
-        mine = facts(group[0].recipe)
-        keys = list(differing(rivals, (*OWN, "train.seed")))
-        said = ", ".join(f"{key.split('.')[-1]} {plain(mine.get(key))}" for key in keys)
-        labels.append(f"{name} ({said if len(keys) <= NAMED else _stem(group[0])})")
-    return [x if labels.count(x) == 1 else f"{x} {labels[: i + 1].count(x)}" for i, x in enumerate(labels)]
+        labels.append(name if len(rivals) == 1 else f"{name} ({_apart(group[0], rivals)})")
+    twice = [f"{x} ({_stem(g[0])})" if labels.count(x) > 1 else x for x, g in zip(labels, groups, strict=True)]
+    return [x if twice.count(x) == 1 else f"{x} {twice[: i + 1].count(x)}" for i, x in enumerate(twice)]
+
+
+def _named(method: str) -> str:
+    """An export may be of a method that is not installed here."""
+    try:
+        return registry.method(method).target[1]
+    except UserError:
+        return method
+
+
+def _apart(run: Run, rivals: Sequence[Recipe]) -> str:
+    """The settings, at most NAMED, that tell a recipe from its rivals; the method's own come first."""
+    values = differing(rivals, (*OWN, "train.seed"))
+    keys = sorted(values, key=lambda key: (not key.startswith("method."), key))
+    if not keys:
+        return _stem(run)
+    told = next((keys[:n] for n in range(1, NAMED) if _all_differ(values, keys[:n])), keys[:NAMED])
+    mine = facts(run.recipe)
+    said = [f"{key} {plain(mine[key])}" if mine.get(key) is not None else f"no {key}" for key in told]
+    return ", ".join(said)
+
+
+def _all_differ(values: dict[str, list], keys: Sequence[str]) -> bool:
+    rows = [json.dumps(row) for row in zip(*(values[key] for key in keys), strict=True)]
+    return len(set(rows)) == len(rows)
 
 
 def _stem(run: Run) -> str:

@@ -5,11 +5,10 @@ from functools import partial
 from pathlib import Path
 
 from ..engine import Engine
-from ..errors import Stopped, user_line
-from ..evaluate import command, fidelity, kept
+from ..errors import Stopped, UserError, user_line
+from ..evaluate import fidelity, kept, opening
 from ..evaluate.asked import Asked
-from ..evaluate.columns import HALF_RATE
-from ..evaluate.command import Opened
+from ..evaluate.opening import Opened
 from ..progress import Progress
 from ..signals import StopRequest
 from . import children, content
@@ -18,6 +17,7 @@ from .clips import Clips, rows
 from .content import TEACHER
 from .inputs import Column, Run
 from .points import Result
+from .setting import Common
 
 
 class Measurer:
@@ -28,8 +28,9 @@ class Measurer:
         clips: (column, steps) -> the shown clips, None where one is missing.
     """
 
-    def __init__(self, asked: Asked, out: Path, shown: int, fps: float):
-        self.asked, self.out, self.fps, self.rows = asked, out, fps, rows(asked, shown)
+    def __init__(self, asked: Asked, out: Path, shown: int, common: Common):
+        self.asked, self.out, self.rows = asked, out, rows(asked, shown)
+        self.common, self.fps = common, common.recipe.video.fps
         self.results: dict[str, list[Result]] = {}
         self.clips: dict[tuple[str, int], list[str | None]] = {}
         self.notes: list[str] = []
@@ -50,7 +51,7 @@ class Measurer:
     def _measured(self, column: Column, run: Run, engine: Engine, stop: StopRequest, clips: Clips) -> bool:
         try:
             with Progress(f"measuring {run}", "sample", self.asked.samples) as progress:
-                opened = command.open_evaluation(str(run.folder), self.asked, engine)
+                opened = self._opened(run, engine)
                 opened.setting.look_up = partial(_leave_if, stop)
                 found = opened.result(progress.show)
             if column.key not in self.results:  # of several seeds the first is shown
@@ -66,6 +67,14 @@ class Measurer:
         self._take(column, run, found)
         return True
 
+    def _opened(self, run: Run, engine: Engine) -> Opened:
+        path = self.common.recipe.teacher.path
+        opened = opening.open_evaluation(str(run.folder), self.asked, engine, teacher=path if run.is_export else None)
+        found, wanted = opened.setting.pipeline.fingerprint, self.common.teacher.fingerprint
+        if found != wanted:
+            raise UserError(f"the teacher at {path} has fingerprint {found} here, and the others' {wanted}")
+        return opened
+
     def _take(self, column: Column, run: Run, found: Result) -> None:
         fidelity.write(found, folder(self.out, column, run))
         self.results.setdefault(column.key, []).append(found)
@@ -78,10 +87,6 @@ class Measurer:
         lacking = [str(n) for n in self.asked.steps if n not in content.counts(found)]
         reasons = [line for line in found["notes"] if line.partition(":")[0] in lacking]
         others = [line for line in found["notes"] if line not in reasons]
-        if HALF_RATE in found["samplers"]:
-            others.append(
-                "its first steps at half the frame rate are measured in `evaluations`; they are no column here"
-            )
         why = [line.partition(": ")[2] for line in reasons[:1]]
         return others + [f"not sampled with {', '.join(lacking)} steps: {line}" for line in why]
 
@@ -92,6 +97,7 @@ class Measurer:
     def _show(self, key: str, opened: Opened, found: Result, clips: Clips) -> None:
         """Write the clips of a column; with the first one, the teacher's."""
         samplers = {(key, steps): name for steps, name in content.counts(found).items()}
+        samplers |= {(content.halved(key), n): name for n, name in content.counts(found, content.HALF_RATE).items()}
         if not self.clips:
             samplers |= {(TEACHER, n): f"{TEACHER}_{n}" for n in self.asked.teacher_steps}
         for (column, steps), name in samplers.items():
@@ -107,9 +113,20 @@ class Measurer:
 
 
 def ahead(
-    columns: Sequence[Column], asked: Asked, out: Path, processes: int, jobs: int, tell: Callable[[str], None]
+    columns: Sequence[Column],
+    asked: Asked,
+    out: Path,
+    teacher: str,
+    *,
+    processes: int,
+    jobs: int,
+    tell: Callable[[str], None],
 ) -> None:
-    """Have several processes sample and measure what is not kept yet; what fails is said by `Measurer.measure`."""
+    """Have several processes sample and measure what is not kept yet; what fails is said by `Measurer.measure`.
+
+    Args:
+        teacher: whom exported students are measured beside.
+    """
     if processes * jobs == 1:
         return
     texts = out / "prompts.txt"
@@ -120,7 +137,7 @@ def ahead(
     commands = [
         Command(
             f"measuring {run}",
-            [*_evaluation(run, asked, texts, folder(out, column, run)), "--processes", str(processes)],
+            [*_evaluation(run, asked, texts, folder(out, column, run), teacher), "--processes", str(processes)],
             out / "logs" / f"evaluate_{column.key}_{run.seed}.log",
         )
         for column, run in pairs
@@ -130,13 +147,13 @@ def ahead(
     children.run(commands[len(first) :], jobs, tell)
 
 
-def _evaluation(run: Run, asked: Asked, texts: Path, out: Path) -> list[str]:
+def _evaluation(run: Run, asked: Asked, texts: Path, out: Path, teacher: str) -> list[str]:
     """The command that measures a run as `asked`."""
     numbers = {name: getattr(asked, name) for name in ("guidance", "shift", "samples", "seed", "batch_size")}
     lists = {name: getattr(asked, name) for name in ("steps", "teacher_steps", "metrics")}
     options = {name: str(value) for name, value in numbers.items() if value is not None}
     options |= {name: ",".join(map(str, value)) for name, value in lists.items() if value}
-    options |= {"prompts": str(texts), "out": str(out)}
+    options |= {"prompts": str(texts), "out": str(out)} | ({"teacher": teacher} if run.is_export else {})
     given = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     return ["evaluate", str(run.folder), *given, "--world" if asked.world else "--no-world"]
 

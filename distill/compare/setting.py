@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .. import assemble, teachers
+from .. import assemble, exported, teachers
 from ..data import agreement
 from ..errors import UserError
 from ..evaluate import asked as asking
 from ..evaluate.asked import Asked
+from ..evaluate.opening import export_shift
 from ..recipe import Recipe
 from .inputs import Column, plain
 
@@ -36,27 +37,41 @@ def common(columns: Sequence[Column]) -> tuple[Common, list[str]]:
         UserError: teachers, sizes of videos or negative prompts differ.
     """
     opened: dict[str, teachers.Teacher] = {}
-    first, facts = columns[0], {}
+    first = next((column for column in columns if not column.runs[0].is_export), columns[0])
+    teacher = _opened(first, opened)
+    wanted = _shared(first.recipe, teacher)
     for column in columns:
-        recipe = column.recipe
-        spec = recipe.teacher.model_dump_json() + recipe.video.model_dump_json()
-        if spec not in opened:
-            opened[spec] = teachers.load(recipe.teacher, recipe.video)
-        facts[column.key] = _shared(recipe, opened[spec])
-        for name, value in facts[column.key].items():
-            if value != facts[first.key][name]:
+        export = column.runs[0].is_export
+        found = _as_exported(column, teacher) if export else _shared(column.recipe, _opened(column, opened))
+        for name, value in found.items():
+            if value != wanted[name]:
                 raise UserError(
                     f"{first.runs[0].source} and {column.runs[0].source} cannot be compared: their {name} are "
-                    f"{facts[first.key][name]!r} and {value!r}; compare students of one teacher and one size"
+                    f"{wanted[name]!r} and {value!r}; compare students of one teacher and one size"
                 )
-    shifts = {column.key: _shift(column.recipe) for column in columns}
+    shifts = {column.key: _shift(column, teacher) for column in columns}
     notes = [
         f"{column.label} learned from the teacher's levels of shift {shifts[column.key]:g}; the teacher beside it here "
         f"has {shifts[first.key]:g}"
         for column in columns
         if shifts[column.key] != shifts[first.key]
     ]
-    return Common(next(iter(opened.values())), first.recipe, shifts[first.key]), notes
+    return Common(teacher, first.recipe, shifts[first.key]), notes
+
+
+def _opened(column: Column, opened: dict[str, teachers.Teacher]) -> teachers.Teacher:
+    recipe = column.recipe
+    spec = recipe.teacher.model_dump_json() + recipe.video.model_dump_json()
+    if spec not in opened:
+        opened[spec] = teachers.load(recipe.teacher, recipe.video)
+    return opened[spec]
+
+
+def _as_exported(column: Column, teacher: teachers.Teacher) -> dict:
+    """What an export says of its teacher, which need not lie where its run had it."""
+    said = exported.settings(column.runs[0].folder)
+    own = {"teachers (fingerprints)": said["teacher"]["fingerprint"]}
+    return _shared(column.recipe, teacher) | own | {"lengths of text (tokens)": said["max_sequence_length"]}
 
 
 def _shared(recipe: Recipe, teacher: teachers.Teacher) -> dict:
@@ -69,9 +84,11 @@ def _shared(recipe: Recipe, teacher: teachers.Teacher) -> dict:
     }
 
 
-def _shift(recipe: Recipe) -> float:
-    """Of the teacher's levels, as the method of the last stage has it."""
-    method = assemble.method(recipe)
+def _shift(column: Column, teacher: teachers.Teacher) -> float:
+    """Of the teacher's levels, as the method of the last stage has it, or an export says."""
+    if column.runs[0].is_export:
+        return export_shift(exported.settings(column.runs[0].folder), teacher)
+    method = assemble.method(column.recipe)
     if stages := method.stages():
         method.stage = stages[-1]
     return method.teacher_shift()

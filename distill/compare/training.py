@@ -35,7 +35,7 @@ def train(
         )
         for column in columns
         for run in column.runs
-        if not finished(run.folder)
+        if not (run.is_export or finished(run.folder))
     }
     reasons = children.run(list(wanted.values()), jobs, tell)
     return {folder: reason for folder, reason in zip(wanted, reasons, strict=True) if reason}

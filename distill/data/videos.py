@@ -1,22 +1,26 @@
 """Video stores: latents of real clips with captions, encoded once by a teacher's VAE (docs/videos.md).
 
 A record is a place that a clip may fill; one that was dropped has an entry with the reason, and no row. A row is
-(C, F, H, W), clean.
+(C, F, H, W), clean. For teachers that start from an image, the first frame of each clip is kept, too.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .. import image_prompt
 from . import shards, store
 from .agreement import leaves
 
 VERSION = 1
+FRAMES = "first_frames"  # a folder, and what the index says of it
 KIND = shards.Kind(
     name="video store",
     verb="prepare",
@@ -35,6 +39,7 @@ NOT_COMPARED = ("teacher.family", "teacher.path", "latent_shape")  # they follow
 RECIPE_KEYS = {name: f"data.videos.{name}" for name in OPTIONS} | {
     "embedded": "data.videos.source",
     "teacher.vae": "a VAE of fingerprint",
+    FRAMES: "the clips' first frames",
 }
 
 
@@ -82,14 +87,21 @@ class Store(store.Store):
         return Shard(int(said["first"]), crc32, said["bytes"], said["sha256"], prompts, origins, dropped)
 
     @property
+    def first_frames(self) -> bool:
+        return self.info.get(FRAMES, False)
+
+    @property
     def prompts(self) -> list[str]:
-        """The captions of the clips."""
+        """The captions of the clips; with their first frames, where those are kept."""
         return [self.prompt(clip) for clip in range(len(self.clips))]
 
     def prompt(self, clip: int) -> str:
-        """The caption of a clip, counted over those that there are."""
+        """The caption of a clip, counted over those that there are; with its first frame, where those are kept."""
         shard = self.holding(self.clips[clip])
-        return shard.prompts[self.clips[clip] - shard.first]
+        place = self.clips[clip] - shard.first
+        if not self.first_frames:
+            return shard.prompts[place]
+        return image_prompt.join(first_frame(self.path, *shard.origins[place]), shard.prompts[place])
 
     def read(self, clip: int) -> Tensor:
         """A clip's latents (C, F, H, W), float32; UserError if they are not what was written."""
@@ -133,6 +145,23 @@ def add(path: Path, first: int, records: Sequence[tuple[str, int, str]], clips: 
     shards.write(path, first, said, latents, [len(rows), *info["latent_shape"]], KIND)
 
 
+def first_frame(path: Path, video: str, clip: int) -> Path:
+    """Where a store keeps the image that a clip starts from."""
+    name = hashlib.sha256(f"{clip} {video}".encode()).hexdigest()[:32]
+    return path / FRAMES / name[:2] / f"{name}.png"
+
+
+def add_first_frame(path: Path, video: str, clip: int, frame: np.ndarray) -> None:
+    """Write it, (H, W, 3), uint8, whole or not at all."""
+    from PIL import Image
+
+    file = first_frame(path, video, clip)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(shards.PARTIAL)
+    Image.fromarray(frame).save(partial, format="png")
+    os.replace(partial, file)
+
+
 def settings(recipe, teacher) -> dict:
     """What index.json says of the clips that a recipe asks for, whatever its source lists."""
     said, video = recipe.data.videos, recipe.video
@@ -144,6 +173,7 @@ def settings(recipe, teacher) -> dict:
         "embedded": said.domain,
         "curation": said.curation.model_dump(mode="json") if said.curation else None,
         **{name: getattr(said, name) for name in OPTIONS},
+        **({FRAMES: True} if teacher.takes_images else {}),
     }
 
 
@@ -151,6 +181,8 @@ def differences(found: Store, asked: dict) -> list[str]:
     """A line for every setting in which a store is not what a recipe asks for."""
     was, now = dict(leaves("", found.info)), dict(leaves("", asked))
     keys = [key for key in {**was, **now} if _is_compared(key) and was.get(key) != now.get(key)]
+    if FRAMES not in now and FRAMES in keys:  # then they are not looked at
+        keys.remove(FRAMES)
     return [
         f"{found.path}: prepared with {_in_recipe(key)} {was.get(key)!r}, the recipe has {now.get(key)!r}; {OTHER}"
         for key in keys

@@ -46,7 +46,7 @@ def of_teacher(teacher, net, asked: Asked, shift: float, negative_prompt: str, n
     same = {
         "teacher": teacher.fingerprint,
         "precision": net.role.precision,
-        "dtype": str(net.role.parameters[0].dtype),
+        "dtype": str(net.role.dtype),
         "shift": shift,
         "guidance": asked.guidance,
         "negative_prompt": negative_prompt,
@@ -66,7 +66,7 @@ def of_student(
         made_by: what else its own sampler depends on, besides weights and noise levels.
         half: its first steps at half the frame rate.
     """
-    same = made_by | {"weights": kept.weights(source.net.role.module), "precision": source.net.role.precision}
+    same = made_by | {"weights": kept.contents(source.net.role.everything()), "precision": source.net.role.precision}
     levels = None if source.levels is None else source.levels.tolist()
     own = same | {"levels": levels, "renoises": source.renoises, "ends": source.ends, "steps": source.steps}
     own |= {"guidance": source.guidance, "shift": source.shift}

@@ -25,7 +25,7 @@ from ..samplers import Half
 from ..teachers.base import Teacher
 from . import columns, kept, metrics
 from .asked import Asked
-from .measuring import Setting, parts
+from .measuring import Setting, parts, sample
 from .summarize import headline, summary
 
 __all__ = ["RESULT", "Judge", "compared", "evaluate", "headline", "setting", "write"]
@@ -98,6 +98,8 @@ def evaluate(found: Setting, engine: Engine, *, show: Callable[[float], None], f
         show: takes in how many samples are done, after each batch.
         facts: more for the result.
     """
+    if any(role.together for role in found.roles):
+        sample(found, engine, partial(together, engine))
     batches = found.asked.batches()
     mine = range(engine.rank, len(batches), engine.world)
     together(engine, partial(_share, found, [batches[k] for k in mine], engine.world, show))

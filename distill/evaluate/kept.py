@@ -7,7 +7,7 @@ command, the same command after a kill. Removing any of the files is safe, they 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from ..curate import imaging
 from ..data import prompts
 from ..disk import replace
 from ..embedded import world as embedded_world
+from ..engine import Engine
 
 LIMIT = 20 << 30  # bytes of latents and values that are kept; beyond, those that were not used for longest go
 
@@ -38,6 +39,24 @@ def tensors(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tens
 def values(path: Path, make: Callable[[], dict]) -> dict:
     """The same of JSON."""
     return _kept(path, lambda file: json.loads(file.read_text()), make, lambda content, file: write(content, file))
+
+
+def together(keep: Callable[[Path, Callable[[], dict]], dict], path: Path, make: Callable, engine: Engine) -> dict:
+    """What `tensors` or `values` returns, where making it takes all processes: every one of them comes here."""
+
+    def missing() -> dict:
+        raise FileNotFoundError(path)
+
+    def there() -> bool:
+        try:
+            return bool(keep(path, missing))
+        except FileNotFoundError:
+            return False
+
+    if not engine.main_first(there):
+        content = make()
+        engine.main_first(lambda: bool(keep(path, lambda: content)))
+    return keep(path, make)
 
 
 def _kept(path: Path, read: Callable[[Path], dict], make: Callable[[], dict], save: Callable) -> dict:
@@ -71,8 +90,13 @@ def trim(limit: int = LIMIT) -> None:
 
 def weights(module: nn.Module) -> str:
     """16 hex digits of the sha256 of a network's weights and buffers."""
+    return contents(sorted(module.state_dict().items()))
+
+
+def contents(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """The same of tensors by name, in the order of names (Role.everything)."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

@@ -3,7 +3,7 @@
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .. import disk, image_prompt
 from ..batch import Condition, generator
 from ..data.prompts import Embeddings
-from ..engine import Role
+from ..engine import Engine, Role
 from ..networks import Net
 from ..recipe import Video
 from ..teachers.base import Teacher
@@ -40,6 +40,7 @@ class Setting:
         columns: the teacher's, then the student's.
         roles: networks whose evaluations are counted.
         look_up: raises where the work is to end early.
+        asking: the processes, while they ask networks together (`sample`).
     """
 
     pipeline: Teacher
@@ -51,6 +52,7 @@ class Setting:
     columns: list[Column]
     roles: list[Role]
     look_up: Callable[[], None] = field(default=lambda: None)
+    asking: Engine | None = None
 
     @property
     def device(self) -> torch.device:
@@ -69,6 +71,10 @@ class Setting:
     def reference(self) -> Column:
         return next(column for column in self.columns if column.name == f"teacher_{self.asked.many}")
 
+    @property
+    def compares_sets(self) -> bool:
+        return any(metric.kind == "set" for metric in self.asked.measures())
+
     def evaluations(self) -> int:
         return sum(role.evaluations for role in self.roles)
 
@@ -85,12 +91,21 @@ class Setting:
 
     def flop(self, column: Column) -> int:
         """Floating-point operations of one clip, the decoder not counted."""
-        return kept.values(self.folder(column) / "flop.json", lambda: {"flop": self._flop(column)})["flop"]
+        path = self.folder(column) / "flop.json"
+        return self.keep(kept.values, path, lambda: {"flop": self._flop(column)})["flop"]
+
+    def keep(self, how: Callable, path: Path, make: Callable[[], dict]) -> dict:
+        """kept.tensors or kept.values of what networks are asked for."""
+        return how(path, make) if self.asking is None else kept.together(how, path, make, self.asking)
 
     @torch.no_grad()
     def _flop(self, column: Column) -> int:
         batch, on_cpu = Batch(self, range(1)), self.device.type == "cpu"  # whose own attention kernel is not counted
-        with sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext(), FlopCounterMode(display=False) as counter:
+        with ExitStack() as plain, FlopCounterMode(display=False) as counter:
+            for role in self.roles:
+                plain.enter_context(role.plainly())
+            if on_cpu:
+                plain.enter_context(sdpa_kernel(SDPBackend.MATH))
             column.sample(batch.noise, batch.cond)
         return counter.get_total_flops()
 
@@ -118,7 +133,7 @@ class Batch:
 
     def sampled(self, column: Column) -> dict[str, Tensor]:
         """Latents (B, C, F, H, W), and what each clip took: (B, 2), seconds and network evaluations."""
-        return kept.tensors(self._file(column), partial(self._sample, column))
+        return self.setting.keep(kept.tensors, self._file(column), partial(self._sample, column))
 
     def _file(self, column: Column) -> Path:
         return self.setting.folder(column) / f"{self.name}.safetensors"
@@ -135,12 +150,12 @@ class Batch:
     def features(self, column: Column) -> Tensor:
         """(B, D): the teacher's hidden states of lightly noised latents, averaged over their tokens."""
         path = self._file(column).with_suffix(f".features_{digest(self._features_of)}.safetensors")
-        return kept.tensors(path, lambda: {"features": self._features(column)})["features"]
+        return self.setting.keep(kept.tensors, path, lambda: {"features": self._features(column)})["features"]
 
     @property
     def _features_of(self) -> list:
         role = self.setting.net.role
-        return [self.setting.pipeline.fingerprint, role.precision, str(role.parameters[0].dtype), NOISE, DEPTH]
+        return [self.setting.pipeline.fingerprint, role.precision, str(role.dtype), NOISE, DEPTH]
 
     @torch.no_grad()
     def _features(self, column: Column) -> Tensor:
@@ -202,10 +217,10 @@ def tried(measure: Callable[[], float]) -> tuple[float | None, str | None]:
 
 
 def plugged(names: Sequence[str]) -> list[str]:
-    """What changes with the code of users' metrics, `package.module:function`."""
+    """What changes with the code of users' metrics, `package.module:function`, and with the weights of others."""
     modules = sorted({name.partition(":")[0] for name in names if ":" in name})
     files = [importlib.util.find_spec(module).origin for module in modules]
-    return [disk.sha256(Path(file)) for file in files]
+    return [disk.sha256(Path(file)) for file in files] + list(metrics.weights_of(names).values())
 
 
 def number(value: float) -> float | None:
@@ -215,7 +230,7 @@ def number(value: float) -> float | None:
 
 def parts(setting: Setting, batches: Sequence[range]) -> Iterator[dict]:
     """For every batch: `prompt`, an index for each sample; per sampler what is `measured`, and its `features`."""
-    sets = any(metric.kind == "set" for metric in setting.asked.measures())
+    sets = setting.compares_sets
     for rows in batches:
         batch, samplers = Batch(setting, rows), {}
         for column in setting.columns:
@@ -223,6 +238,25 @@ def parts(setting: Setting, batches: Sequence[range]) -> Iterator[dict]:
             samplers[column.name] = batch.measured(column)
             samplers[column.name]["features"] = batch.features(column).numpy() if sets else None
         yield {"prompt": [j % len(setting.asked.prompts) for j in rows], "samplers": samplers}
+
+
+def sample(setting: Setting, engine: Engine, together: Callable[[Callable[[], None]], None]) -> None:
+    """Ask networks in pieces, all processes together, for everything that is wanted of them; then it is kept.
+
+    Args:
+        together: does work on each process, and ends it on all where it ends on one (fidelity.together).
+    """
+    setting.asking = engine
+    for rows in setting.asked.batches():
+        batch = Batch(setting, rows)
+        for column in setting.columns:
+            together(setting.look_up)
+            batch.sampled(column)
+            if setting.compares_sets:
+                batch.features(column)
+    for column in setting.columns:
+        setting.flop(column)
+    setting.asking = None
 
 
 def latents(setting: Setting, column: Column, rows: Sequence[int]) -> Tensor:

@@ -62,9 +62,11 @@ KNOWN = (
     Metric("cloth", "world", "reference", "", "share of clips with a coloured ground"),
     Metric("clip_score", "clip", "higher", "", "cosine of frames and prompt in CLIP, times 100; needs its weights"),
     Metric("dino_consistency", "clip", "reference", "", "likeness of a clip's frames in DINOv2; needs its weights"),
+    Metric("lpips", "pair", "lower", "", "learned distance to the reference's frames in AlexNet; needs its weights"),
+    Metric("aesthetic", "clip", "higher", "", "LAION's aesthetic predictor on CLIP, about 1 to 10; needs its weights"),
 )
 METRICS = {metric.name: metric for metric in KNOWN}
-PLUGS = ("clip_score", "dino_consistency")
+PLUGS = ("clip_score", "dino_consistency", "lpips", "aesthetic")
 WORLD = tuple(metric.name for metric in KNOWN if metric.kind == "world")
 WEIGHT_FREE = tuple(metric.name for metric in KNOWN if metric.kind != "world" and metric.name not in PLUGS)
 
@@ -72,7 +74,8 @@ WEIGHT_FREE = tuple(metric.name for metric in KNOWN if metric.kind != "world" an
 def chosen(names: Sequence[str] | None, world: bool) -> list[Metric]:
     """The metrics of these names, and the world's where its captions are asked for; None: all that need no weights.
 
-    `clip_score=FOLDER` says where weights are, and `package.module:function` is a metric of the user's (plugs.py).
+    `clip_score=FOLDER` says where weights are (weights.py), and `package.module:function` is a metric of the user's
+    (plugs.py).
 
     Raises:
         UserError: there is no such metric.
@@ -87,12 +90,12 @@ def chosen(names: Sequence[str] | None, world: bool) -> list[Metric]:
 def _metric(name: str, world: bool) -> Metric:
     plain, _, folder = name.partition("=")
     if ":" in plain or plain in PLUGS:
-        from . import plugs
+        from . import plugs, weights
 
         if ":" in plain:
             return plugs.own(name)
         if folder:
-            plugs.place(plain, folder)
+            weights.place(plain, folder)
         return METRICS[plain]
     if plain not in METRICS:
         raise UserError(f"unknown metric {name!r}{did_you_mean(plain, METRICS)} (`distill metrics` lists them)")
@@ -181,6 +184,16 @@ def absent(metrics: Sequence[Metric]) -> dict[str, str]:
     wanted = [metric.name for metric in metrics if metric.name in PLUGS]
     if not wanted:
         return {}
-    from . import plugs
+    from . import weights
 
-    return {name: line for name in wanted if (line := plugs.missing(name))}
+    return {name: line for name in wanted if (line := weights.missing(name))}
+
+
+def weights_of(names: Sequence[str]) -> dict[str, str]:
+    """Of those that need weights, digits that change with these; none of them may be absent."""
+    wanted = [name for name in names if name in PLUGS]
+    if not wanted:
+        return {}
+    from . import weights
+
+    return {name: weights.identity(name) for name in wanted}

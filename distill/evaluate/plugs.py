@@ -1,8 +1,7 @@
 """Metrics that distill does not bring: those that need weights, and the user's own.
 
-`clip_score` and `dino_consistency` run where their weights lie in the hub's cache, or in a folder that the user names
-(`clip_score=FOLDER`); nothing is ever downloaded. `package.module:function` is any function that returns one number for
-a clip and takes, by these names, what it needs of
+`clip_score`, `dino_consistency`, `lpips` and `aesthetic` run where their weights are (weights.py).
+`package.module:function` is any function that returns one number for a clip and takes, by these names, what it needs of
 
     video: uint8 (F, H, W, 3); reference: the same, of the teacher of most steps; fps; prompt.
 
@@ -12,29 +11,21 @@ line of its docstring go into the tables.
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
+from torch import Tensor
 
 from ..curate import imaging, scorers
 from ..errors import UserError
+from . import weights
 from .metrics import Metric
 
 GIVEN = ("video", "reference", "fps", "prompt")
 BETTER = ("higher", "lower", "reference")
-MODELS = {"clip_score": "openai/clip-vit-base-patch32", "dino_consistency": "facebook/dinov2-base"}
 BATCH = 32  # frames
-
-_folders: dict[str, str] = {}  # where the user said that weights are
-
-
-def place(name: str, folder: str) -> None:
-    """From now on the weights of a metric are in this folder."""
-    _folders[name] = folder
 
 
 def measured(name: str, given: Mapping[str, Any]) -> float:
@@ -43,16 +34,20 @@ def measured(name: str, given: Mapping[str, Any]) -> float:
     Raises:
         ValueError: it failed, or returned something else than a number.
     """
-    if name in MODELS:
-        return {"clip_score": clip_score, "dino_consistency": dino_consistency}[name](given["video"], given["prompt"])
+    if name in MEASURES:
+        return _called(MEASURES[name], given)
     function = scorers.load("metrics", name)
     try:
-        value = float(function(**{key: given[key] for key in _parameters(function)}))
+        value = float(_called(function, given))
     except Exception as error:  # it is somebody else's code
         raise ValueError(f"{name} failed: {type(error).__name__}: {error}") from error
     if not math.isfinite(value):
         raise ValueError(f"{name} returned {value}; expected a finite number")
     return value
+
+
+def _called(function: Callable, given: Mapping[str, Any]) -> Any:
+    return function(**{key: given[key] for key in _parameters(function)})
 
 
 def own(name: str) -> Metric:
@@ -82,7 +77,7 @@ def _parameters(function: Callable) -> list[str]:
 @torch.no_grad()
 def clip_score(video: np.ndarray, prompt: str) -> float:
     """100 times the mean over frames of the cosine to the prompt in CLIP, none below 0."""
-    model, processor = _loaded("clip_score")
+    model, processor = weights.loaded("clip_score")
     tokens = processor.tokenizer([prompt], return_tensors="pt", truncation=True).to(model.device)
     cosines = []
     for pixels in _prepared(video, processor.image_processor, model.device):
@@ -92,68 +87,44 @@ def clip_score(video: np.ndarray, prompt: str) -> float:
 
 
 @torch.no_grad()
-def dino_consistency(video: np.ndarray, prompt: str) -> float:
+def dino_consistency(video: np.ndarray) -> float:
     """VBench's form of subject consistency, in DINOv2: likeness of each frame to the one before and to the first."""
-    model, processor = _loaded("dino_consistency")
+    model, processor = weights.loaded("dino_consistency")
     rows = [model(pixel_values=pixels).pooler_output for pixels in _prepared(video, processor, model.device)]
     return imaging.consistency(torch.cat(rows).double().cpu().numpy())
 
 
-def _prepared(video: np.ndarray, processor, device: torch.device):
+@torch.no_grad()
+def aesthetic(video: np.ndarray) -> float:
+    """LAION's predictor: mean over frames of a head on CLIP's image embedding of length 1, about 1 to 10."""
+    model, processor, head = weights.loaded("aesthetic")
+    seen = (model.get_image_features(pixels).pooler_output for pixels in _prepared(video, processor, model.device))
+    rows = [head(torch.nn.functional.normalize(each)) for each in seen]
+    return torch.cat(rows).mean().item()
+
+
+@torch.no_grad()
+def lpips(video: np.ndarray, reference: np.ndarray) -> float:
+    """Mean over frames of the distance to the reference's frame in AlexNet (lpips.py)."""
+    (network,) = weights.loaded("lpips")
+    device = next(network.parameters()).device
+    rows = []
+    for start in range(0, len(video), BATCH):
+        both = (_pixels(clip[start : start + BATCH]).to(device) for clip in (video, reference))
+        rows.append(network(*both))
+    return torch.cat(rows).mean().item()
+
+
+MEASURES = {each.__name__: each for each in (clip_score, dino_consistency, aesthetic, lpips)}
+
+
+def _pixels(frames: np.ndarray) -> Tensor:
+    """uint8 (F, H, W, 3) -> (F, 3, H, W) from -1 to 1."""
+    return torch.from_numpy(frames).movedim(-1, 1) / 127.5 - 1
+
+
+def _prepared(video: np.ndarray, processor: Any, device: torch.device) -> Iterator[Tensor]:
     """Batches of frames as a network wants them."""
     for start in range(0, len(video), BATCH):
         frames = list(video[start : start + BATCH])
         yield processor(images=frames, return_tensors="pt")["pixel_values"].to(device)
-
-
-def missing(name: str) -> str:
-    """What keeps a metric from being measured here and what to do, or nothing."""
-    found = _tried(name, _source(name))
-    return str(found) if isinstance(found, Absent) else ""
-
-
-class Absent(ValueError):
-    """Weights that are not on this machine."""
-
-
-def _loaded(name: str) -> tuple[Any, Any]:
-    """A network and what prepares its input."""
-    found = _tried(name, _source(name))
-    if isinstance(found, Absent):
-        raise Absent(str(found))
-    return found
-
-
-def _source(name: str) -> str:
-    return _folders.get(name, MODELS[name])
-
-
-@cache
-def _tried(name: str, source: str) -> "tuple[Any, Any] | Absent":
-    """Loaded once, and looked for once."""
-    try:
-        return _load(name, source)
-    except Absent as error:
-        return error
-
-
-def _load(name: str, source: str) -> tuple[Any, Any]:
-    kinds = {
-        "clip_score": ("clip", transformers.CLIPModel, transformers.CLIPProcessor),
-        "dino_consistency": ("dinov2", transformers.Dinov2Model, transformers.AutoImageProcessor),
-    }
-    kind, network, processor = kinds[name]
-    try:
-        if (found := transformers.AutoConfig.from_pretrained(source, local_files_only=True).model_type) != kind:
-            raise ValueError(f"it holds a model of type {found!r}, expected {kind!r}")
-        model, told = network.from_pretrained(source, local_files_only=True, output_loading_info=True)
-        if told["missing_keys"]:
-            raise ValueError(f"its weights lack {sorted(told['missing_keys'])[0]}")
-        ready = processor.from_pretrained(source, local_files_only=True)
-    except (OSError, ValueError) as error:
-        if source == MODELS[name]:
-            get = f"get them with `hf download {source}`, or say where they are with {name}=FOLDER"
-            raise Absent(f"{name}: the weights of {source} are not in the hub's cache; {get}") from error
-        why = " ".join(str(error).split())[:200]
-        raise Absent(f"{name}: {source} has no model that can be loaded ({why}); get {MODELS[name]} there") from error
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), ready

@@ -14,7 +14,7 @@ from ..sample import Source
 from ..samplers import Half
 from ..sections import is_embedded, is_hub_id
 from ..teachers.base import Teacher
-from . import fidelity
+from . import fidelity, metrics
 from .asked import Asked, digest
 from .measuring import Setting
 
@@ -66,7 +66,7 @@ def facts(made: Setting, negative_prompt: str, path: str, notes: list[str]) -> d
         path: of the teacher, as a recipe has it.
     """
     teacher, samplers = made.pipeline, [[column.name, column.identity] for column in made.columns]
-    size = made.video.model_dump()
+    size, weights = made.video.model_dump(), metrics.weights_of([metric.name for metric in made.asked.measures()])
     return {
         "teacher": {
             "family": teacher.family,
@@ -75,7 +75,8 @@ def facts(made: Setting, negative_prompt: str, path: str, notes: list[str]) -> d
         },
         "video": size,
         "negative_prompt": negative_prompt,
-        "key": digest(made.asked.facts(), samplers, size, made.device.type),
+        "weights": weights,
+        "key": digest(made.asked.facts(), samplers, size, made.device.type, *weights.values()),
         "notes": notes,
         "versions": environment.versions(),
     }

@@ -1,9 +1,9 @@
 """What a teacher is to the rest of the toolkit: a pretrained pipeline, opened part by part."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,8 @@ class VelocityNet(Protocol):
             end: of each step, (B,), of a network that is told (distill/teachers/ends.py).
         """
 
-    def enable_checkpointing(self) -> None:
-        """Keep only block inputs for the backward pass, and compute the rest again."""
+    def enable_checkpointing(self, mode: Literal["full", "selective"]) -> None:
+        """Compute activations again in the backward pass; what a recipe asks for besides is in stock.py."""
 
 
 def check_layers(layers: Sequence[int], depth: int) -> None:
@@ -95,8 +95,21 @@ class Teacher(ABC):
         """(C, F, H, W) of the latents of a video; UserError names the nearest size that has some."""
 
     @abstractmethod
-    def network(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> nn.Module:
-        """A new VelocityNet with the teacher's weights; on device "meta", without them."""
+    def network(
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        *,
+        ends: bool = False,
+        partition: Callable[[nn.Module], object] | None = None,
+    ) -> nn.Module:
+        """A new VelocityNet with the teacher's weights; on device "meta", with none yet (loading.fill).
+
+        Args:
+            ends: it is told where steps end (ends.py).
+            partition: leaves a piece of every parameter of a module on this process, as deepspeed.zero.Init(module=...)
+                does; the pieces alone are then read (loading.py).
+        """
 
     @abstractmethod
     def encode(self, prompts: list[str]) -> Condition:
@@ -119,10 +132,19 @@ class Teacher(ABC):
         """Write this pipeline with another network and Euler steps on the grid of `shift`."""
 
     @abstractmethod
-    def sample_saved(self, folder: Path, prompt: str, noise: Tensor, steps: int, pipeline: str | None = None) -> Tensor:
+    def sample_saved(
+        self,
+        folder: Path,
+        prompt: str,
+        noise: Tensor,
+        steps: int,
+        pipeline: str | None = None,
+        lora: Path | None = None,
+    ) -> Tensor:
         """Latents (1, C, F, H, W) that the family's stock pipeline makes of noise, without guidance.
 
         Args:
             folder: one that `save` wrote, or its like; everything is loaded from it anew, in float32.
             pipeline: a file of the folder that has another pipeline (`half_rate` for half_rate.py).
+            lora: a folder with adapters for it.
         """

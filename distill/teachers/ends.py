@@ -6,6 +6,7 @@ network, which diffusers then runs.
 """
 
 import copy
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -53,6 +54,12 @@ class ToldEnds(nn.Module):
         """The module that holds the time embedding, its name there, and the projection of 1000 sigma before it."""
         raise NotImplementedError(f"{type(self).__name__} must define _time_embedding()")
 
+    def stock_name(self, name: str) -> str | None:
+        """What the stock network calls the weight that one of ours begins as; None begins at zero."""
+        if ".further.linear_2." in name:
+            return None
+        return re.sub(r"\.(time|further)(?=\.linear_\d\.)", "", name.removeprefix("transformer."))
+
     def tell_ends(self) -> None:
         """From now on take the end of each step."""
         parent, name, _ = self._time_embedding()
@@ -72,8 +79,11 @@ class ToldEnds(nn.Module):
         embedding.distance = projection(1000 * distance.float())
 
     def folded(self, levels: Sequence[float]) -> "ToldEnds":
-        """A copy without ends, which says the same at each of these noise levels, of steps that end at the next."""
-        made = copy.deepcopy(self)
+        """A network without ends, which says the same at each of these noise levels, of steps that end at the next.
+
+        All other weights are this network's own, not copies.
+        """
+        made = copy.deepcopy(self, {id(each): each for each in (*self.parameters(), *self.buffers())})
         parent, name, projection = made._time_embedding()
         steps = torch.tensor(list(pairwise(levels)), dtype=torch.float32, device=next(made.parameters()).device)
         times, distances = projection(1000 * steps[:, 0]), projection(1000 * (steps[:, 0] - steps[:, 1]))

@@ -46,11 +46,26 @@ class PipelineFiles:
     def json(self, name: str) -> dict:
         file = self.folder() / name
         if not file.is_file():
-            raise UserError(f"{self.path} is not a pipeline in the diffusers layout: {name} is missing")
+            hint = self._hint() if name == "model_index.json" else ""
+            raise UserError(f"{self.path} is not a pipeline in the diffusers layout: {name} is missing{hint}")
         try:
             return json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{file} is not valid JSON: {error}") from error
+
+    def _hint(self) -> str:
+        """What to do with a model in Wan's own layout; nothing of others."""
+        file = self.folder() / "config.json"
+        try:
+            original = json.loads(file.read_text("utf-8"))["_class_name"] == "WanModel"
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+        if not original:
+            return ""
+        advice = (
+            f"`distill convert {self.path} OUT` makes" if self.is_local else f"as {self.path}-Diffusers the hub has"
+        )
+        return f"; its layout is Wan's original one: {advice} one in this layout"
 
     def weights(self, component: str) -> list[Path]:
         """The safetensors files of a component, shards included."""

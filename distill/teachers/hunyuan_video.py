@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from ..batch import Condition
 from ..errors import UserError
+from . import loading
 from .base import Teacher, check_layers
 from .ends import ToldEnds
 from .files import PipelineFiles
-from .parts import Float32TimestepEmbedding, latent_size, load_pipeline, pixels, quiet, save_pipeline, signal
+from .parts import keep_float32, latent_size, load_pipeline, pixels, quiet, save_pipeline, signal
+from .stock import Stock
 
 TEXT = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
 COMPONENTS = (*TEXT, "transformer", "vae", "scheduler")
@@ -28,7 +30,7 @@ LONGEST_TEXT = 256  # tokens of the prompt, behind those of the template; Hunyua
 GUIDANCE = 6.0  # of an evaluation that is not told a scale; HunyuanVideoPipeline's default
 
 
-class HunyuanVideoVelocity(ToldEnds):
+class HunyuanVideoVelocity(Stock, ToldEnds):
     """A VelocityNet: the stock transformer, asked in noise levels. In bf16 it needs autocast, as roles have it.
 
     The condition is `text` (B, L, D) of LLaMA, its `mask` (B, L), `pooled` (B, P) of CLIP, and, where the guidance
@@ -36,13 +38,14 @@ class HunyuanVideoVelocity(ToldEnds):
     """
 
     guidance_embedded = True
+    masked = True
 
     def __init__(self, transformer: HunyuanVideoTransformer3DModel):
         super().__init__()
         self.transformer = transformer
         for module in transformer.modules():
             if isinstance(module, TimestepEmbedding):  # of the noise level, twice, and of the guidance scale
-                module.float().__class__ = Float32TimestepEmbedding  # unlike a hook, deep-copies
+                keep_float32(module.float())
 
     def forward(
         self,
@@ -86,9 +89,6 @@ class HunyuanVideoVelocity(ToldEnds):
     def _time_embedding(self) -> tuple[nn.Module, str, nn.Module]:
         embedder = self.transformer.time_text_embed
         return embedder, "timestep_embedder", embedder.time_proj
-
-    def enable_checkpointing(self) -> None:
-        self.transformer.enable_gradient_checkpointing()
 
 
 def _attended(video: Tensor, mask: Tensor) -> Tensor:
@@ -160,18 +160,16 @@ class HunyuanVideo(Teacher):
         size = latent_size(self.path, frames, height, width, time=time, space=space, grain=grain)
         return self.config["in_channels"], *size
 
-    def network(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> HunyuanVideoVelocity:
-        if torch.device(device).type == "meta":
-            with torch.device("meta"):
-                transformer = HunyuanVideoTransformer3DModel.from_config(self.config)
-            for weight in transformer.parameters():
-                weight.data = weight.data.to(dtype)
-            return HunyuanVideoVelocity(transformer)
-        self.files.weights("transformer")
-        folder = self.files.folder("transformer")
-        with quiet():
-            transformer = HunyuanVideoTransformer3DModel.from_pretrained(folder, subfolder="transformer", dtype=dtype)
-        return HunyuanVideoVelocity(transformer.to(device))
+    def network(
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        *,
+        ends: bool = False,
+        partition: loading.Partition | None = None,
+    ) -> HunyuanVideoVelocity:
+        module = HunyuanVideoVelocity(loading.build(HunyuanVideoTransformer3DModel, self.config, self.path, dtype))
+        return loading.of_pipeline(module, self.files, device, ends=ends, partition=partition)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
@@ -231,8 +229,16 @@ class HunyuanVideo(Teacher):
     def save(self, folder: Path, network: HunyuanVideoVelocity, shift: float) -> None:
         save_pipeline(self.files, folder, network.transformer, shift, others=(*TEXT, "vae"))
 
-    def sample_saved(self, folder: Path, prompt: str, noise: Tensor, steps: int, pipeline: str | None = None) -> Tensor:
-        pipeline = load_pipeline(HunyuanVideoPipeline, folder, self._dtypes, pipeline).to(self.device)
+    def sample_saved(
+        self,
+        folder: Path,
+        prompt: str,
+        noise: Tensor,
+        steps: int,
+        pipeline: str | None = None,
+        lora: Path | None = None,
+    ) -> Tensor:
+        pipeline = load_pipeline(HunyuanVideoPipeline, folder, self._dtypes, pipeline, lora).to(self.device)
         pipeline.set_progress_bar_config(disable=True)
         time, space = self.compression
         frames, height, width = noise.shape[2:]

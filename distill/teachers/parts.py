@@ -11,10 +11,18 @@ import torch
 import transformers.utils.logging
 from diffusers import DiffusionPipeline, FlowMapEulerDiscreteScheduler, ModelMixin
 from diffusers.models.embeddings import TimestepEmbedding
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..errors import UserError
 from .files import PipelineFiles
+
+
+class Float32Linear(nn.Linear):
+    """Computes in float32 whatever its weights are stored in; where they are gathered for it, they are here."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.float(), self.weight.float(), self.bias.float())
 
 
 class Float32TimestepEmbedding(TimestepEmbedding):
@@ -23,6 +31,12 @@ class Float32TimestepEmbedding(TimestepEmbedding):
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
         with torch.autocast(sample.device.type, enabled=False):
             return super().forward(sample.float(), condition)
+
+
+def keep_float32(embedding: TimestepEmbedding) -> None:
+    """By other classes for what is there: unlike hooks they deep-copy."""
+    embedding.__class__ = Float32TimestepEmbedding
+    embedding.linear_1.__class__ = embedding.linear_2.__class__ = Float32Linear
 
 
 def latent_size(
@@ -76,15 +90,23 @@ def save_pipeline(
 
 
 def load_pipeline(
-    stock: type[DiffusionPipeline], folder: Path, dtypes: dict[str, torch.dtype], custom: str | None = None
+    stock: type[DiffusionPipeline],
+    folder: Path,
+    dtypes: dict[str, torch.dtype],
+    custom: str | None = None,
+    lora: Path | None = None,
 ) -> DiffusionPipeline:
     """A whole pipeline, of which files of our own (distill/playback) may be a part.
 
     Args:
         custom: the name of a file in the folder that has the pipeline's class instead.
+        lora: a folder with adapters for it.
     """
     with quiet():
-        return stock.from_pretrained(folder, dtype=dtypes, custom_pipeline=custom, trust_remote_code=True)
+        pipeline = stock.from_pretrained(folder, dtype=dtypes, custom_pipeline=custom, trust_remote_code=True)
+        if lora is not None:
+            pipeline.load_lora_weights(lora)
+    return pipeline
 
 
 @contextlib.contextmanager

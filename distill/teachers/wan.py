@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from ..batch import Condition
 from ..errors import UserError
+from . import loading
 from .base import Teacher, check_layers
 from .ends import ToldEnds
 from .files import PipelineFiles
-from .parts import Float32TimestepEmbedding, latent_size, load_pipeline, pixels, quiet, save_pipeline, signal
+from .parts import keep_float32, latent_size, load_pipeline, pixels, quiet, save_pipeline, signal
+from .stock import Stock
 
 COMPONENTS = ("transformer", "text_encoder", "vae", "tokenizer", "scheduler")
 WITHOUT_WEIGHTS = ("tokenizer", "image_processor", "scheduler")
@@ -38,13 +40,13 @@ NEGATIVE_PROMPT = (
 )
 
 
-class WanVelocity(ToldEnds):
+class WanVelocity(Stock, ToldEnds):
     """A VelocityNet: the stock transformer, asked in noise levels."""
 
     def __init__(self, transformer: WanTransformer3DModel):
         super().__init__()
         self.transformer = transformer
-        transformer.condition_embedder.time_embedder.__class__ = Float32TimestepEmbedding  # unlike a hook, deep-copies
+        keep_float32(transformer.condition_embedder.time_embedder)
 
     def forward(
         self,
@@ -98,9 +100,6 @@ class WanVelocity(ToldEnds):
     def _time_embedding(self) -> tuple[nn.Module, str, nn.Module]:
         embedder = self.transformer.condition_embedder
         return embedder, "time_embedder", embedder.timesteps_proj
-
-    def enable_checkpointing(self) -> None:
-        self.transformer.enable_gradient_checkpointing()
 
 
 class Wan(Teacher):
@@ -179,19 +178,16 @@ class Wan(Teacher):
         size = latent_size(self.path, frames, height, width, time=time, space=space, grain=grain)
         return self.config["in_channels"], *size
 
-    def network(self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> WanVelocity:
-        if torch.device(device).type == "meta":
-            with torch.device("meta"):
-                transformer = WanTransformer3DModel.from_config(self.config)
-            keep = transformer._keep_in_fp32_modules
-            for name, weight in transformer.named_parameters():
-                weight.data = weight.data.to(torch.float32 if any(k in name.split(".") for k in keep) else dtype)
-            return self.velocity(transformer)
-        self.files.weights("transformer")
-        folder = self.files.folder("transformer")
-        with quiet():
-            transformer = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", dtype=dtype)
-        return self.velocity(transformer.to(device))
+    def network(
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        *,
+        ends: bool = False,
+        partition: loading.Partition | None = None,
+    ) -> WanVelocity:
+        module = self.velocity(loading.build(WanTransformer3DModel, self.config, self.path, dtype))
+        return loading.of_pipeline(module, self.files, device, ends=ends, partition=partition)
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> Condition:
@@ -254,11 +250,21 @@ class Wan(Teacher):
         others = [component for component in self.components if component not in ("transformer", "scheduler")]
         save_pipeline(self.files, folder, network.transformer, shift, others=others)
 
-    def sample_saved(self, folder: Path, prompt: str, noise: Tensor, steps: int, pipeline: str | None = None) -> Tensor:
-        return self._sample_saved(folder, noise, steps, pipeline, prompt=prompt)
+    def sample_saved(
+        self,
+        folder: Path,
+        prompt: str,
+        noise: Tensor,
+        steps: int,
+        pipeline: str | None = None,
+        lora: Path | None = None,
+    ) -> Tensor:
+        return self._sample_saved(folder, noise, steps, pipeline, lora, prompt=prompt)
 
-    def _sample_saved(self, folder: Path, noise: Tensor, steps: int, custom: str | None, **prompt) -> Tensor:
-        pipeline = load_pipeline(self.stock, folder, self._dtypes, custom).to(self.device)
+    def _sample_saved(
+        self, folder: Path, noise: Tensor, steps: int, custom: str | None, lora: Path | None, **prompt
+    ) -> Tensor:
+        pipeline = load_pipeline(self.stock, folder, self._dtypes, custom, lora).to(self.device)
         pipeline.set_progress_bar_config(disable=True)
         time, space = self.compression
         frames, height, width = noise.shape[2:]

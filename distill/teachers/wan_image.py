@@ -101,6 +101,14 @@ class WanImage(Wan):
             )
         return pipeline.to(self.device)
 
-    def sample_saved(self, folder: Path, prompt: str, noise: Tensor, steps: int, pipeline: str | None = None) -> Tensor:
+    def sample_saved(
+        self,
+        folder: Path,
+        prompt: str,
+        noise: Tensor,
+        steps: int,
+        pipeline: str | None = None,
+        lora: Path | None = None,
+    ) -> Tensor:
         path, text = image_prompt.split(prompt)
-        return self._sample_saved(folder, noise, steps, pipeline, image=image_prompt.load(path), prompt=text)
+        return self._sample_saved(folder, noise, steps, pipeline, lora, image=image_prompt.load(path), prompt=text)

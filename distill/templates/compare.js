@@ -27,14 +27,16 @@ function arrange() {
     slider.setAttribute("aria-valuetext", text);
   }
   byId("clip-rows").style.setProperty("--columns", Math.max(1, columns.length - off.size));
+  if (wipe) overlay();
   wake();
 }
 
 // Clips are loaded while their row is near the screen.
+const wipe = byId("wipe"); // one clip over another, where there are two columns
 const player = new Player({
   fps,
   frames,
-  clips: () => all(".row video[src]").filter((clip) => seen.has(clip.closest(".row")) && !clip.closest("figure").hidden),
+  clips: () => all(":is(.row, .wipe) video[src]").filter((clip) => seen.has(clip.closest(".row, .wipe")) && !clip.closest("figure").hidden),
   show(index) {
     byId("frame").value = index;
     byId("frame-shown").textContent = `${index + 1}/${frames}`;
@@ -57,10 +59,46 @@ const watch = new IntersectionObserver((entries) => {
   }
   wake();
 }, { rootMargin: "120px" });
-all(".row").forEach((row) => watch.observe(row));
-for (const clip of all(".row video")) {
+for (const each of all(".row, .wipe")) watch.observe(each);
+for (const clip of all(":is(.row, .wipe) video")) {
   clip.addEventListener("loadeddata", () => clip.classList.add("loaded"));
   clip.addEventListener("emptied", () => clip.classList.remove("loaded"));
+}
+
+// The two clips of one row that lie over each other, with the number of steps that is chosen for their columns.
+function overlay() {
+  const row = all(".row")[byId("wipe-row").value];
+  const found = ["one", "other"].map((side) => {
+    const [clip, place] = [byId(`clip-${side}`), byId(`wipe-${side}`).value];
+    const figure = row.querySelector(`figure[data-column="${place}"][data-steps="${stepsOf(columns[place])}"]`);
+    const name = figure.querySelector("figcaption").textContent.replace(/\s+/g, " ").trim();
+    const source = figure.querySelector("video")?.dataset.source;
+    byId(`name-${side}`).textContent = name;
+    clip.setAttribute("aria-label", `${name}: ${row.querySelector("h3").textContent}`);
+    if (clip.dataset.source !== source) unload(clip);
+    if (source) clip.dataset.source = source;
+    return source ? "" : `${name}: ${figure.querySelector(".gap").textContent}`;
+  });
+  const [gap, difference] = [found.filter(Boolean).join("; "), byId("wipe-view").value === "difference"];
+  byId("wipe-stage").hidden = gap !== "";
+  byId("wipe-gap").hidden = gap === "";
+  byId("wipe-gap").textContent = gap;
+  wipe.querySelector(".of-wipe").hidden = difference;
+  wipe.querySelector(".of-difference").hidden = !difference;
+  const frame = wipe.querySelector(".frame");
+  frame.classList.toggle("difference", difference);
+  const [at, gain] = [byId("wipe-at"), byId("wipe-gain")];
+  frame.style.setProperty("--at", `${at.value}%`);
+  frame.style.setProperty("--gain", gain.value);
+  at.setAttribute("aria-valuetext", `line at ${at.value} % of the width`);
+  byId("wipe-gain-shown").textContent = `\u00d7${gain.value}`;
+}
+
+function drag(event) {
+  if (event.type === "pointermove" && !event.buttons) return;
+  const box = event.currentTarget.getBoundingClientRect();
+  byId("wipe-at").value = (100 * (event.clientX - box.left)) / box.width;
+  overlay();
 }
 
 function choose(by) {
@@ -109,6 +147,11 @@ const keys = {
   ",": () => speed(-1),
   l: () => loop(!player.loop),
   0: () => { off.clear(); toggle(0); toggle(0); },
+  w: () => {
+    if (!wipe) return;
+    wipe.scrollIntoView({ block: "center", behavior: still ? "instant" : "smooth" });
+    byId(byId("wipe-view").value === "difference" ? "wipe-gain" : "wipe-at").focus({ preventScroll: true });
+  },
   "?": () => help.showModal(),
 };
 addEventListener("keydown", (event) => {
@@ -131,6 +174,11 @@ byId("frame").addEventListener("input", (event) => {
 });
 slider?.addEventListener("input", arrange);
 for (const chip of all(".chips button")) chip.addEventListener("click", () => toggle(Number(chip.dataset.place)));
+
+if (wipe) {
+  for (const each of all("select, input", wipe)) each.addEventListener("input", () => (overlay(), wake()));
+  for (const what of ["pointerdown", "pointermove"]) wipe.querySelector(".frame").addEventListener(what, drag);
+}
 
 // Plots: one metric, one cost of sampling.
 const [metric, cost] = [byId("metric"), byId("price")];

@@ -10,7 +10,7 @@ from . import bench as benches
 from . import trial as trials
 from .bench import BREAK, SHORT, UPDATES, Bench
 from .check import Check, DoesNotApply, Failed
-from .places import PLACES, Place
+from .places import PLACES, Place, Refused
 
 CLOSE = 1e-3  # of two sums of the same numbers in another order, after a few updates
 
@@ -112,7 +112,11 @@ def accumulation(bench: Bench) -> str:
 
 def elsewhere(bench: Bench, place: Place) -> str:
     """Another layout of processes, or another engine, does the same."""
-    if seen := difference(bench.whole.lines[:SHORT], bench.laid_out(place), CLOSE):
+    try:
+        there = bench.laid_out(place)
+    except Refused as reason:
+        raise DoesNotApply(str(reason).removeprefix("UserError: ")) from reason
+    if seen := difference(bench.whole.lines[:SHORT], there, CLOSE):
         raise Failed(f"{place.name} are not one: {seen}", SHARED)
     return f"{SHORT} updates"
 

@@ -1,5 +1,6 @@
 """Velocity networks with known answers, in the place of roles: for tests of a method's mathematics."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -22,6 +23,9 @@ class Toy:
     def forward(self, x: Tensor, sigma: Tensor, cond: Condition) -> Tensor:
         self.calls.append((x.shape[0], torch.is_grad_enabled()))
         return self.velocity(x, sigma, cond)
+
+    def plainly(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
 
     def copy_from(self, other: "Toy") -> None:
         self.velocity.load_state_dict(other.velocity.state_dict())
