@@ -119,13 +119,17 @@ class Role:
         Args:
             optim: a recipe's section (recipe.Optimizer).
         """
-        from diffusers.optimization import get_scheduler
-
         kept = self.optimizer.state_dict()["state"] if keep_moments and self.optimizer else {}
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=True
         )
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": kept})
+        self._schedule(optim, updates)
+
+    def _schedule(self, optim, updates: int) -> None:
+        """Begin the optimizer's learning rates anew."""
+        from diffusers.optimization import get_scheduler
+
         self.schedule = get_scheduler(
             optim.schedule, self.optimizer, num_warmup_steps=optim.warmup, num_training_steps=updates
         )

@@ -54,16 +54,12 @@ class TrainedRole(ZeroRole):
     # An update
 
     def prepare(self, optim, updates: int, keep_moments: bool = False) -> None:
-        from diffusers.optimization import get_scheduler
-
         if not keep_moments:
             self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
             group |= {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
             group.pop("initial_lr", None)
-        self.schedule = get_scheduler(
-            optim.schedule, self.optimizer, num_warmup_steps=optim.warmup, num_training_steps=updates
-        )
+        self._schedule(optim, updates)
 
     def backward(self, loss: Tensor) -> None:
         self.zero.clear_backward_seen_flag()
