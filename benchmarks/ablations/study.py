@@ -61,7 +61,8 @@ class Study:
     needs: tuple[tuple[str, Path, Arm], ...] = ()
 
     def overrides(self, arm: str, seed: int, more: list[str]) -> list[str]:
-        return [*self.common, *self.arms[arm], f"train.seed={seed}", "validation=null", "evaluation.metrics=null", *more]
+        alone = [f"train.seed={seed}", "validation=null", "evaluation.metrics=null"]
+        return [*self.common, *self.arms[arm], *alone, *more]
 
     def folder(self, arm: str, seed: int, more: list[str]) -> Path:
         """Where that run is, by its resolved recipe."""
