@@ -21,6 +21,7 @@ def check(source: Source) -> None:
         _check_student(source, method)
         _check_data(source, method)
         _check_engine(source, method)
+        _check_compile(source)
         _check_lora(source, method)
     _check_train(source, method)
     _check_steps(source)
@@ -169,6 +170,18 @@ def _check_engine(source: Source, method: Signature) -> None:
             source.fault(mark, f"engine.{name}: the method has no such network{hint}")
         elif (why := places.refusal(kind, asked)) is not None:
             source.fault(mark, f"engine.{name}: {why}")
+
+
+def _check_compile(source: Source) -> None:
+    """Weights that come and go between the layers: every layer would be compiled by itself, for minutes."""
+    engine = source.at("engine")
+    asked = list(engine.values()) if isinstance(engine, dict) else [engine]
+    words = [each.get("sharding") if isinstance(each, dict) else each for each in asked]
+    if source.at("train", "compile") is True and "zero3" in words:
+        text = (
+            "train.compile: zero3 gathers weights layer by layer, which cuts what is compiled; leave it out, or zero2"
+        )
+        source.fault(source.mark(("train", "compile")), text)
 
 
 def _check_lora(source: Source, method: Signature) -> None:

@@ -12,8 +12,9 @@ from tests import runs, test_conformance
 
 END = 6
 ADAPTERS = {"lora.rank": 4, "lora.alpha": 6.0, "train.activation_checkpointing": "full"}
+SELECTIVE = {"train.activation_checkpointing": "selective"}
 CASES = [
-    ("gpd", test_conformance.TestGPD.options, {"train.ema": 0.5}, "zero3"),
+    ("gpd", test_conformance.TestGPD.options, {"train.ema": 0.5, **SELECTIVE}, "zero3"),
     ("dmd2", test_conformance.TestDMD2.options, {}, {"teacher": "zero3"}),  # gradients through features, heads beside
     ("meanflow", {"difference": 0.005}, {}, "zero3"),  # told where steps end
 ]

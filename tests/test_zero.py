@@ -22,6 +22,7 @@ from distill.testing.trial import numbers
 from tests import runs, tiny_wan, zero_work
 
 RECOMPUTED = "train.activation_checkpointing=full"
+SELECTIVE = "train.activation_checkpointing=selective"
 ZERO3 = ("engine=zero3", RECOMPUTED)
 ROUNDED = ("optim.student.eps=1e-3",)  # with 1e-8 AdamW makes steps of lr out of rounding
 SHOWN = {"prompts": ["a red circle", "blue square"], "teacher_steps": [2, 4]}
@@ -157,10 +158,28 @@ def test_bf16_trains_beside_masters_in_float32(engine, teacher, tmp_path):
     assert len(finer) > 0.9 * len(student)
 
 
-def test_torchrun_and_the_command_line(teacher, tmp_path):
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "accelerate": ["accelerate.commands.launch", "--config_file", "accelerate.yaml"],
+}
+ACCELERATE = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: DEEPSPEED
+deepspeed_config: {zero_stage: 0}
+use_cpu: true
+num_machines: 1
+num_processes: 2
+machine_rank: 0
+"""
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_other_launchers_and_the_command_line(launcher, teacher, tmp_path, monkeypatch):
     recipe = runs.write(tmp_path, teacher)
-    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "distill"]
-    line = [*launched, "run", recipe, "engine=zero2", "checkpoint.every=5"]
+    monkeypatch.chdir(tmp_path)
+    Path("accelerate.yaml").write_text(ACCELERATE)
+    line = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "distill", "run", recipe]
+    line += ["engine=zero2", "checkpoint.every=5"]
     done = subprocess.run(line, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     plain = runs.write(tmp_path / "plain", teacher)
@@ -170,8 +189,8 @@ def test_torchrun_and_the_command_line(teacher, tmp_path):
 
 def test_one_process_needs_no_launcher(teacher, tmp_path):
     """Twice, since a process may do several runs."""
-    for name, engine in (("one", "zero2"), ("other", "zero3")):
-        run = runs.train(runs.write(tmp_path / name, teacher), *ROUNDED, RECOMPUTED, f"engine={engine}")
+    for name, engine, kept in (("one", "zero2", RECOMPUTED), ("other", "zero3", SELECTIVE)):
+        run = runs.train(runs.write(tmp_path / name, teacher), *ROUNDED, kept, f"engine={engine}")
         assert "LOCAL_RANK" not in os.environ
         plain = runs.train(runs.write(tmp_path / f"plain_{name}", teacher), *ROUNDED)
         assert_near(run, plain)
@@ -197,6 +216,14 @@ def test_places_that_cannot_be(engine, said, teacher, tmp_path):
     with pytest.raises(UserError) as fault:
         recipes.load(runs.write(tmp_path, teacher), [f"engine={engine}"])
     assert said in str(fault.value) and len(str(fault.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("engine", ["zero3", "{teacher: {sharding: zero3}}"])
+def test_what_is_gathered_layer_by_layer_is_not_compiled(engine, teacher, tmp_path):
+    recipe = runs.write(tmp_path, teacher)
+    with pytest.raises(UserError, match=r"train\.compile: zero3 gathers weights layer by layer.*or zero2$"):
+        recipes.load(recipe, [f"engine={engine}", "train.compile=true"])
+    recipes.load(recipe, ["engine=zero2", "train.compile=true"])
 
 
 def test_a_word_for_all_means_what_can_be():
