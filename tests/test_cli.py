@@ -98,7 +98,7 @@ def test_the_schema_is_json():
 
 def test_commands_are_those_of_the_documentation():
     commands = {"run", "check", "methods", "teachers", "sample", "export", "report", "schema", "watch"}
-    commands |= {"synthesize", "prepare", "evaluate", "compare", "metrics", "vbench", "plan"}
+    commands |= {"synthesize", "prepare", "evaluate", "compare", "metrics", "vbench", "plan", "convert"}
     text = distill("--help").stdout.partition("Commands:")[2]
     assert {line.split()[0] for line in text.splitlines() if line.strip()} == commands
 

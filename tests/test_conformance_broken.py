@@ -26,7 +26,7 @@ GALLERY = [
     ("DrawsForItself", "reproducible", "student/velocity of update 1 is"),
     ("Forgets", "resume", "after a resume at update 5"),
     ("LooksAtTheBatch", "accumulation", "one micro-batch of 4 is not two of 2: student/velocity of update 1"),
-    ("KeepsItsOwnSamples", "two_processes", "two processes are not one: critic/velocity of update 2"),
+    *(("KeepsItsOwnSamples", place.key, f"{place.name} are not one: critic/velocity of update 2") for place in PLACES),
     ("ChangesTheShape", "sample", "sample makes shape (2, 4, 2, 8, 12) of noise (2, 4, 3, 8, 12)"),
     ("ChangesItsNoise", "sample", "sample changes the noise"),
     ("SamplesAtRandom", "sample", "other latents of the same noise"),
@@ -46,7 +46,7 @@ def tried(name: str, among=CHECKS, options=None) -> dict:
         bench.close()
 
 
-@pytest.mark.parametrize(("name", "broken", "said"), GALLERY, ids=[name for name, *_ in GALLERY])
+@pytest.mark.parametrize(("name", "broken", "said"), GALLERY, ids=[f"{name}-{broken}" for name, broken, _ in GALLERY])
 def test_a_broken_method_fails_the_check_that_it_breaks_and_no_other(name, broken, said):
     among = [check for check in CHECKS if check.name == broken or check.name not in COSTLY]
     options = {"strength": 1.0} if name == "WithoutDefault" else None
