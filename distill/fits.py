@@ -174,14 +174,17 @@ def _check_engine(source: Source, method: Signature) -> None:
 
 def _check_compile(source: Source) -> None:
     """Weights that come and go between the layers: every layer would be compiled by itself, for minutes."""
-    engine = source.at("engine")
-    asked = list(engine.values()) if isinstance(engine, dict) else [engine]
-    words = [each.get("sharding") if isinstance(each, dict) else each for each in asked]
-    if source.at("train", "compile") is True and "zero3" in words:
+    if source.at("train", "compile") is True and "zero3" in _shardings(source):
         text = (
             "train.compile: zero3 gathers weights layer by layer, which cuts what is compiled; leave it out, or zero2"
         )
         source.fault(source.mark(("train", "compile")), text)
+
+
+def _shardings(source: Source) -> list:
+    engine = source.at("engine")
+    asked = list(engine.values()) if isinstance(engine, dict) else [engine]
+    return [each.get("sharding") if isinstance(each, dict) else each for each in asked]
 
 
 def _check_lora(source: Source, method: Signature) -> None:
@@ -190,6 +193,9 @@ def _check_lora(source: Source, method: Signature) -> None:
         return
     if "Trained" not in method.networks.values():
         source.fault(source.mark(("lora",)), "lora: the method trains no network of the teacher's; leave it out")
+    if source.at("train", "activation_checkpointing") == "selective" and "zero3" in _shardings(source):
+        text = "selective leaves parts of a base gathered that zero3 keeps in pieces for lora; use full"
+        source.fault(source.mark(("train", "activation_checkpointing")), f"train.activation_checkpointing: {text}")
     engine = source.at("engine")
     if engine in ("zero1", "zero2"):
         text = f"engine: {engine} spreads what belongs to trained networks; with lora those are small and stay whole"

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from distill import recipe as recipes
 from distill import track
+from distill.errors import UserError
 from distill.testing import bench, of_training, places, trial
 from tests import runs, test_conformance
 
 END = 6
 ADAPTERS = {"lora.rank": 4, "lora.alpha": 6.0, "train.activation_checkpointing": "full"}
-SELECTIVE = {"train.activation_checkpointing": "selective"}
 CASES = [
-    ("gpd", test_conformance.TestGPD.options, {"train.ema": 0.5, **SELECTIVE}, "zero3"),
+    ("gpd", test_conformance.TestGPD.options, {"train.ema": 0.5}, "zero3"),
     ("dmd2", test_conformance.TestDMD2.options, {}, {"teacher": "zero3"}),  # gradients through features, heads beside
     ("meanflow", {"difference": 0.005}, {}, "zero3"),  # told where steps end
 ]
@@ -37,6 +38,14 @@ def test_a_base_in_pieces_changes_nothing(name, options, changes, engine):
     kept = [key for key in one if key.partition(".")[0] in plain.roles]
     assert any("lora_B" in key for key in kept)
     assert all((other[key] - one[key]).abs().max() < 1e-5 for key in kept)
+
+
+def test_what_would_stay_gathered_is_refused():
+    recipe = Path(__file__).parents[1] / "recipes/tiny_gpd.yaml"
+    selective = ["lora={rank: 4}", "train.activation_checkpointing=selective"]
+    with pytest.raises(UserError, match=r"train\.activation_checkpointing: selective leaves .*; use full$"):
+        recipes.load(recipe, [*selective, "engine={teacher: zero3}"])
+    recipes.load(recipe, selective)
 
 
 def train(path: str, overrides: Iterable[str]) -> None:
