@@ -21,7 +21,7 @@ def check(source: Source) -> None:
         _check_student(source, method)
         _check_data(source, method)
         _check_engine(source, method)
-        _check_compile(source)
+        _check_pieces(source)
         _check_lora(source, method)
     _check_train(source, method)
     _check_steps(source)
@@ -172,19 +172,14 @@ def _check_engine(source: Source, method: Signature) -> None:
             source.fault(mark, f"engine.{name}: {why}")
 
 
-def _check_compile(source: Source) -> None:
-    """Weights that come and go between the layers: every layer would be compiled by itself, for minutes."""
-    if source.at("train", "compile") is True and "zero3" in _shardings(source):
-        text = (
-            "train.compile: zero3 gathers weights layer by layer, which cuts what is compiled; leave it out, or zero2"
-        )
-        source.fault(source.mark(("train", "compile")), text)
-
-
-def _shardings(source: Source) -> list:
+def _check_pieces(source: Source) -> None:
+    """What cannot be where weights are in pieces."""
     engine = source.at("engine")
     asked = list(engine.values()) if isinstance(engine, dict) else [engine]
-    return [each.get("sharding") if isinstance(each, dict) else each for each in asked]
+    spread = "zero3" in [each.get("sharding") if isinstance(each, dict) else each for each in asked]
+    checkpointing, compiled = source.at("train", "activation_checkpointing"), source.at("train", "compile")
+    for option, why in places.clashes(spread, source.at("lora") is not None, checkpointing, compiled is True).items():
+        source.fault(source.mark(("train", option)), f"train.{option}: {why}")
 
 
 def _check_lora(source: Source, method: Signature) -> None:
@@ -193,9 +188,6 @@ def _check_lora(source: Source, method: Signature) -> None:
         return
     if "Trained" not in method.networks.values():
         source.fault(source.mark(("lora",)), "lora: the method trains no network of the teacher's; leave it out")
-    if source.at("train", "activation_checkpointing") == "selective" and "zero3" in _shardings(source):
-        text = "selective leaves parts of a base gathered that zero3 keeps in pieces for lora; use full"
-        source.fault(source.mark(("train", "activation_checkpointing")), f"train.activation_checkpointing: {text}")
     engine = source.at("engine")
     if engine in ("zero1", "zero2"):
         text = f"engine: {engine} spreads what belongs to trained networks; with lora those are small and stay whole"

@@ -87,3 +87,19 @@ def refusal(kind: str, asked: Place) -> str | None:
     if "parameters" in asked.offload and sharding != "zero3":
         return f"offload: parameters needs zero3, sharding is {sharding}; with it whole weights stay on every GPU"
     return None
+
+
+def clashes(spread: bool, lora: bool, checkpointing: str, compiled: bool) -> dict[str, str]:
+    """Options of the section `train` that cannot be beside weights in pieces, each with what else.
+
+    Args:
+        spread: some network is under zero3.
+    """
+    found = {}
+    if spread and compiled:
+        found["compile"] = "zero3 gathers weights layer by layer, and cuts what is compiled; leave it out, or zero2"
+    if spread and lora and checkpointing == "selective":
+        found["activation_checkpointing"] = (
+            "selective leaves parts of a base gathered that zero3 keeps in pieces for lora; use full"
+        )
+    return found

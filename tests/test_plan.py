@@ -298,6 +298,16 @@ def test_the_nearest_fix_fits_when_it_is_pasted():
         assert again.fits and again.memory.per_gpu == pytest.approx(fix.plan.memory.per_gpu)
 
 
+def test_no_fix_is_proposed_that_a_recipe_may_not_have():
+    """Selective checkpointing would fit here at zero3, which adapters and a base in pieces rule out together."""
+    changes = ["train.activation_checkpointing=none", "hardware.gpus=4"]
+    plan = planning.make(load("gpd_wan14b_lora_1gpu", *changes), Hardware(gpus=4, memory_gib=58))
+    proposed = [fix.changes for fix in fit.nearest(plan)]
+    assert ("engine=zero3", "train.activation_checkpointing=full") in proposed
+    for overrides in proposed:
+        load("gpd_wan14b_lora_1gpu", *changes, *overrides)
+
+
 def test_a_mild_fix_is_preferred():
     """Checkpointing alone would do, and nothing else is proposed."""
     plan = planning.make(load("gpd_wan13b", "train.activation_checkpointing=none"), Hardware(memory_gib=79))

@@ -69,7 +69,10 @@ def _first(plan: Plan, engines: list[Change], worlds: list[int]) -> Fix | None:
 def _tried(plan: Plan, changes: list[Change], gpus: int) -> Fix | None:
     """The plan with these changes, if it can be run and fits."""
     recipe = plan.recipe.model_copy(update=_merged(changes, plan.recipe))
-    if _needs_checkpointing(recipe, plan.setting.method) and recipe.train.activation_checkpointing == "none":
+    train, spread = recipe.train, _in_pieces(recipe, plan.setting.method)
+    if spread and train.activation_checkpointing == "none":  # gradients through them need it (docs/engines.md)
+        return None
+    if places.clashes(spread, recipe.lora is not None, train.activation_checkpointing, train.compile):
         return None
     hardware = plan.hardware.model_copy(update={"gpus": gpus})
     made = planning.on(dataclasses.replace(plan.setting, recipe=recipe), hardware, plan.assumptions)
@@ -85,8 +88,8 @@ def _merged(changes: list[Change], recipe: Recipe) -> dict:
     return sections | {"train": recipe.train.model_copy(update=train)}
 
 
-def _needs_checkpointing(recipe: Recipe, method: Signature) -> bool:
-    """Gradients through weights in pieces need it (docs/engines.md)."""
+def _in_pieces(recipe: Recipe, method: Signature) -> bool:
+    """Whether some network is under zero3."""
     kinds = {name: kind for name, kind in method.networks.items() if kind != "Average"}
     return any(places.settled(recipe.engine, name, kind).sharding == "zero3" for name, kind in kinds.items())
 
